@@ -1,0 +1,1 @@
+"""Ray, storage, processes and jobs. Knows nothing of images or diffusion."""

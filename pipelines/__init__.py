@@ -1,0 +1,1 @@
+"""Datasets, stages, recipes, tracking and the command line: where cluster and diffusion meet."""

@@ -1,0 +1,226 @@
+"""What a stage is: one frozen dataclass in one file, of one of two shapes.
+
+A `ShardStage` lists its output shards as data and makes one shard at a time; a `Stage` runs as a whole. Neither
+imports Ray: an executor of `cluster/` calls them, on Ray or in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from cluster.resources import Resources
+
+Kind = Literal["dataset", "snapshot", "report"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Marks a field as naming another stage's output: `images: Annotated[str, Input("dataset", ("image",))]`."""
+
+    kind: Kind
+    columns: tuple[str, ...] = ()
+    """Columns of a dataset that the stage reads; only they enter its fingerprint. `image` is jpg, png or webp."""
+
+
+def execution(default: Any) -> Any:
+    """A field that decides how fast a stage runs and never what comes out: it stays out of the fingerprint."""
+    if dataclasses.is_dataclass(default):
+        return field(default_factory=lambda: default, metadata={"execution": True})
+    return field(default=default, metadata={"execution": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One planned sample of an output shard, known before it is made."""
+
+    key: str
+    reads: tuple[str, ...] = ()
+    """Digests of the bytes that decide this sample; with the stage's meaning they are its work key."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Where its input lies (JSON)."""
+    reject: str | None = None
+    """Set where the input already rejected this sample: it keeps its row and is not made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """One output shard, as data: small enough to send to any worker."""
+
+    name: str
+    """Five digits or more, the same in every dataset of a line."""
+    split: str
+    count: int
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One record of an output shard: its members, or the reason why it has none."""
+
+    key: str
+    members: Mapping[str, bytes] = field(default_factory=dict)
+    """Suffix without the leading dot -> bytes."""
+    meta: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    """Scalars for the shard's index."""
+    shared: Mapping[str, bytes] = field(default_factory=dict)
+    """Members that samples of a shard have in common, by full name (`<digest>.text.npy`); stored once."""
+    reject: str | None = None
+
+
+class Artifact(Protocol):
+    """A finished output: a folder with a manifest."""
+
+    manifest: dict[str, Any]
+
+    def digest(self, columns: Sequence[str] = ()) -> str: ...
+
+
+Inputs = Mapping[str, Any]
+"""Field name -> opened artifact: a `Dataset` or a `SnapshotFolder`; None for an optional input that is not set."""
+
+Event = dict[str, Any]
+"""{"kind": "progress", "done", "total", "unit"}, {"kind": "metrics", "step", "values"}, {"kind": "picture", "name",
+"step", "png"} (bytes) or {"kind": "note", "text"}; the runner adds the stage's name and the time."""
+
+
+class Session(Protocol):
+    """What a `Stage` is given to run with."""
+
+    inputs: Inputs
+    output: Any
+    """`cluster.storage.Storage` of the output folder; the manifest in it is the runner's to write."""
+    checkpoints: Any
+    """`Storage` shared by every length of the same training (all meaning but `images_seen` equal)."""
+    scratch: Path
+    """A local folder, removed afterwards."""
+    resources: Resources
+
+    def event(self, event: Event) -> None: ...
+
+    def gang(self, worker: Callable[..., dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+        """Runs `worker(config, member)` on `resources.workers` processes; rank 0's return value."""
+        ...
+
+    def map(self, factory: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[Any]:
+        """Calls the function that `factory` opens on each item, once a worker; results as they come."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage(ABC):
+    version: ClassVar[int] = 1
+    """Raised when the output would change for equal inputs."""
+    output: ClassVar[Kind]
+
+    resources: Resources = execution(Resources())
+
+    @classmethod
+    def name(cls) -> str:
+        """`TrainAutoencoder` -> `train_autoencoder`: file, command, MLflow run and manifest have this name."""
+        return "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
+
+    @classmethod
+    @functools.cache
+    def inputs(cls) -> dict[str, Input]:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        return {
+            f.name: mark
+            for f in dataclasses.fields(cls)
+            for mark in getattr(hints[f.name], "__metadata__", ())
+            if isinstance(mark, Input)
+        }
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        """Columns of input `name` that this stage reads as configured."""
+        return self.inputs()[name].columns
+
+    def meaning(self) -> dict[str, Any]:
+        """What decides the output, less the inputs, whose digests stand for them; canonical JSON types."""
+        skip = set(self.inputs())
+        return {
+            f.name: jsonable(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in skip and not f.metadata.get("execution")
+        }
+
+    def external(self) -> dict[str, str]:
+        """Digests of what the stage reads beside its inputs (source files, weights), computed when planning."""
+        return {}
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What it takes, in a few words, for the plan: "1,599 images to 48 px"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStage(_Stage):
+    """Makes a dataset shard by shard, in any order, on any number of workers, to the same bytes."""
+
+    output: ClassVar[Kind] = "dataset"
+    primary: ClassVar[str] = ""
+    """The input whose shards, splits and rows the output has; "" where `plan` and `rows` are the stage's own."""
+
+    max_rejects: float = execution(0.05)
+    """Share of rejected samples above which the stage stops."""
+
+    def plan(self, inputs: Inputs) -> list[ShardPlan]:
+        """The output's shards. Must be cheap: the driver calls it."""
+        return [
+            ShardPlan(name=s.name, split=s.split, count=s.samples) for s in inputs[self.primary].shards
+        ]
+
+    def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
+        """The rows of one output shard in key order, without making them: the worker calls it."""
+        columns = {n: self.columns(n) for n, i in self.inputs().items() if i.kind == "dataset" and inputs[n] is not None}
+        index = {n: inputs[n].index(shard.name) for n in columns}
+        first = index[self.primary]
+        for name, other in index.items():
+            if other.keys != first.keys:
+                raise ValueError(f"{name} and {self.primary} differ in the rows of shard {shard.name}: not of one line.")
+        rows = []
+        for n, key in enumerate(first.keys):
+            reject = next((i.reasons[n] for i in index.values() if i.reasons[n]), None)
+            reads = () if reject else tuple(d for name, c in columns.items() for d in index[name].digests(n, c))
+            rows.append(Row(key=key, reads=reads, reject=reject))
+        return rows
+
+    @abstractmethod
+    def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
+        """Loads what is needed (torch, weights) and returns the function that makes the given rows of a shard."""
+
+    def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
+        """Fields for the manifest, computed in shard order from the finished shards (statistics)."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(_Stage):
+    """Runs as a whole: training, evaluation, views."""
+
+    @abstractmethod
+    def run(self, session: Session) -> dict[str, Any]:
+        """Writes files to `session.output`; returns what the manifest is to say."""
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, tuples and paths as canonical JSON types; execution fields left out at every depth."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: jsonable(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("execution")
+        }
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
