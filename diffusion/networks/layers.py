@@ -1,0 +1,131 @@
+"""The parts of a transformer that denoises: norms, rotary positions, attention, gated feed-forward, time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) over the last dimension, times a learned scale (Zhang & Sennrich, 2019, eq. 4)."""
+
+    def __init__(self, width: int, *, scale: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight = nn.Parameter(torch.ones(width)) if scale else None
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return F.rms_norm(x, (self.width,), self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """W_out (silu(W_gate x) * W_in x) (Shazeer, 2020, eq. 5), both inner products in one matrix."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, 2 * hidden, bias=False)
+        self.outer = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        gate, value = self.inner(x).chunk(2, dim=-1)
+        return self.outer(F.silu(gate) * value)
+
+
+def rotary_angles(rows: int, columns: int, width: int, *, theta: float = 100.0) -> Float[Tensor, "n half"]:
+    """Angles of the axial 2-D rotary embedding: half of the channel pairs turn with the row, half the column.
+
+    Tokens in row-major order; `width` is a head's, a multiple of 4. `theta` is small because grids are: the
+    slowest pair turns once in 2 pi theta tokens (Su et al., 2021; axial as in Heo et al., 2024).
+    """
+    frequencies = theta ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
+    row = torch.arange(rows, dtype=torch.float64)[:, None, None] * frequencies
+    column = torch.arange(columns, dtype=torch.float64)[None, :, None] * frequencies
+    shape = (rows, columns, width // 4)
+    return (
+        torch.cat([row.expand(shape), column.expand(shape)], dim=-1)
+        .reshape(rows * columns, width // 2)
+        .float()
+    )
+
+
+def rotate(
+    x: Float[Tensor, "b n h d"], cosine: Float[Tensor, "n half"], sine: Float[Tensor, "n half"]
+) -> Float[Tensor, "b n h d"]:
+    """Turns channel pairs (i, i + d/2) of every head by the token's angles: dot products see offsets only."""
+    a, b = x.chunk(2, dim=-1)
+    cosine, sine = cosine[:, None], sine[:, None]
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with normalised queries and keys (Henry et al., 2020) and rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm, self.key_norm = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "b n w"], cosine: Float[Tensor, "n half"], sine: Float[Tensor, "n half"]
+    ) -> Float[Tensor, "b n w"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q = rotate(self.query_norm(q), cosine, sine)
+        k = rotate(self.key_norm(k), cosine, sine)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens look at context tokens. The output starts at zero: a block begins as if without."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.query_norm, self.key_norm = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.out = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(
+        self, x: Float[Tensor, "b n w"], context: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"]
+    ) -> Float[Tensor, "b n w"]:
+        """`mask` is True at real context tokens; every sample must have at least one."""
+        q = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)))
+        k, v = self.key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        q, k, v = (t.transpose(1, 2) for t in (q, self.key_norm(k), v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of `scale` * c_noise, then a two-layer perceptron (Peebles & Xie, 2023)."""
+
+    def __init__(self, width: int, *, frequencies: int = 128, scale: float = 1000.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer(
+            "frequencies",
+            torch.exp(-math.log(10_000.0) * torch.arange(frequencies) / frequencies),
+            persistent=False,
+        )
+        self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, "b w"]:
+        angles = self.scale * c_noise[:, None] * self.frequencies
+        return self.net(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def position_table(rows: int, columns: int, width: int) -> Float[Tensor, "n w"]:
+    """Fixed sines and cosines of row and column: where a token is, which rotary positions do not say."""
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
+    row = (torch.arange(rows)[:, None] * frequencies)[:, None].expand(rows, columns, -1)
+    column = (torch.arange(columns)[:, None] * frequencies)[None].expand(rows, columns, -1)
+    table = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1)
+    return table.reshape(rows * columns, width).float()
