@@ -1,8 +1,11 @@
-"""What a stage asks of the machines it runs on."""
+"""What a stage asks of the machines it runs on, and what they have."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,9 +13,10 @@ class Resources:
     """Decides how fast a stage runs, never what comes out of it."""
 
     cpus: float | None = None
-    """CPUs of one worker; torch uses as many threads. Half of the machine's if None and workers = 2, all if 1."""
-    gpus: float = 0.0
-    """GPUs of one worker."""
+    """CPUs of one worker; torch uses as many threads. If None: one for a pool's worker, and for training the
+    machine's, shared among its workers."""
+    gpus: float | None = None
+    """GPUs of one worker; if None, one where there are GPUs and the stage can use one."""
     workers: int | None = None
     """Parallel workers; for shard stages as many as fit if None, for training one."""
     memory: int | None = None
@@ -23,3 +27,57 @@ class Resources:
             raise ValueError(f"resources.workers is {self.workers}; it must be at least 1.")
         if self.cpus is not None and self.cpus <= 0:
             raise ValueError(f"resources.cpus is {self.cpus}; it must be above 0.")
+        if self.gpus is not None and self.gpus < 0:
+            raise ValueError(f"resources.gpus is {self.gpus}; it must be 0 or more.")
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of one worker."""
+        return max(1, int(self.cpus or 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What an executor's machines have together."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    @classmethod
+    def here(cls) -> Capacity:
+        """This machine's CPUs, as far as this process may use them."""
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return cls(cpus=float(count or 1))
+
+
+def settle(
+    asked: Resources, capacity: Capacity, *, shape: Literal["pool", "gang"], accelerated: bool = False
+) -> Resources:
+    """The request with every None decided for these machines.
+
+    Args:
+        shape: "pool" has one CPU a worker and as many workers as fit; "gang" one worker with all CPUs.
+        accelerated: whether the stage runs faster on a GPU.
+
+    Raises:
+        ValueError: one worker alone asks for more than there is.
+    """
+    gpus = asked.gpus
+    if gpus is None:
+        gpus = 1.0 if accelerated and capacity.gpus >= 1 else 0.0
+    cpus, workers = asked.cpus, asked.workers
+    if shape == "gang":
+        workers = workers or 1
+        cpus = cpus or max(1.0, float(int(capacity.cpus / workers)))
+    else:
+        cpus = cpus or (max(1.0, float(int(capacity.cpus / workers))) if workers else 1.0)
+        fit = max(1, int(capacity.cpus / cpus))
+        if gpus:
+            fit = max(1, min(fit, int(capacity.gpus / gpus)))
+        workers = min(workers, fit) if workers else fit
+    if cpus > capacity.cpus or gpus > capacity.gpus:
+        raise ValueError(
+            f"One worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and there are {capacity.cpus:g} and "
+            f"{capacity.gpus:g}: lower resources.cpus or resources.gpus."
+        )
+    return dataclasses.replace(asked, cpus=cpus, gpus=gpus, workers=workers)

@@ -1,0 +1,177 @@
+"""Workers that train together: one in this process, or several under Ray Train.
+
+Ray Train starts and restarts the processes and forms their process group. It is never given a checkpoint: the worker
+function takes the newest valid one from its own store, and `report()` is not on its path. Events travel from rank 0
+through a small actor to the driver, without the training step ever waiting for them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.resources import Resources
+
+RESTARTS = 3
+"""How often a gang that lost a worker starts again before the stage fails."""
+POLL = 0.5
+"""Seconds between two looks of the driver at the gang's events."""
+WAITING = 10_000
+"""Events that wait for the driver at most; older ones are dropped first."""
+FINAL = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, NotImplementedError)
+"""What would fail again: a gang does not start again for these, as it does for a lost process or connection."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a worker knows of its gang."""
+
+    rank: int
+    world: int
+    event: Callable[[dict[str, Any]], None]
+    """Tells the driver; returns at once. Ranks above 0 are heard as well, but should keep silent."""
+    threads: int
+    """Torch threads of this worker, already set."""
+
+
+GangWorker = Callable[[dict[str, Any], Member], dict[str, Any]]
+
+
+def run_alone(
+    worker: GangWorker, config: dict[str, Any], *, threads: int, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """A gang of one in this process: no process group, events arrive as they are sent."""
+    return worker(config, Member(rank=0, world=1, event=on_event, threads=threads))
+
+
+def run_gang(
+    worker: GangWorker,
+    config: dict[str, Any],
+    *,
+    resources: Resources,
+    name: str,
+    on_event: Callable[[dict[str, Any]], None],
+    storage_path: str,
+) -> dict[str, Any]:
+    """A gang under Ray Train; waits for its end, and starts it again when it loses a worker.
+
+    Args:
+        name: the run's name in the dashboard; unique by itself, since a new attempt must not find an old one's state.
+        storage_path: where Ray Train keeps its own notes: a folder that every node sees, or a URL.
+
+    Raises:
+        Exception: what the worker function raised.
+        RuntimeError: the gang could not be started, or lost a worker more than `RESTARTS` times.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    each = {"CPU": resources.cpus or 1.0}
+    if resources.gpus:
+        each["GPU"] = resources.gpus
+    if resources.memory:
+        each["memory"] = resources.memory
+    threads = resources.threads
+    trainer = TorchTrainer(
+        _enter,
+        train_loop_config={"worker": worker, "config": config, "threads": threads, "mailbox": mailbox},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers or 1, use_gpu=bool(resources.gpus), resources_per_worker=each
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        run_config=RunConfig(
+            name=f"{name}-{time.time_ns():x}",
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        ),
+    )
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def follow() -> None:
+        try:
+            while not stop.wait(POLL):
+                for event in ray.get(mailbox.take.remote()):
+                    on_event(event)
+        except BaseException as error:
+            failed.append(error)
+
+    follower = threading.Thread(target=follow, name=f"events of {name}", daemon=True)
+    follower.start()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from None
+    finally:
+        stop.set()
+        follower.join()
+    for event in ray.get(mailbox.take.remote()):
+        on_event(event)
+    final = ray.get(mailbox.final.remote())
+    ray.kill(mailbox)
+    for error in (final, *failed):
+        if error is not None:
+            raise error
+    return result.return_value or {}
+
+
+class Mailbox:
+    """Where a gang's events wait for the driver, and the error that makes another attempt useless."""
+
+    def __init__(self) -> None:
+        self.events: deque[dict[str, Any]] = deque(maxlen=WAITING)
+        self.error: BaseException | None = None
+
+    def give_up(self, error: BaseException) -> None:
+        self.error = self.error or error
+
+    def final(self) -> BaseException | None:
+        return self.error
+
+    def put(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        taken = list(self.events)
+        self.events.clear()
+        return taken
+
+
+def _enter(loop: dict[str, Any]) -> dict[str, Any]:
+    """Runs in each worker of Ray Train, and again in each attempt."""
+    import ray
+    import ray.train
+    import torch
+
+    mailbox = loop["mailbox"]
+    if ray.get(mailbox.final.remote()) is not None:
+        return {}
+    torch.set_num_threads(loop["threads"])
+    context = ray.train.get_context()
+    member = Member(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        event=lambda event: mailbox.put.remote(event),
+        threads=loop["threads"],
+    )
+    try:
+        return loop["worker"](loop["config"], member)
+    except FINAL as error:
+        ray.get(mailbox.give_up.remote(error))
+        raise
+
+
+def _cause(error: Exception) -> Exception:
+    """The worker's own exception, if Ray Train carries one of a kind that says more than its wrapper."""
+    for failure in (getattr(error, "worker_failures", None) or {}).values():
+        inner = getattr(failure, "cause", None) or failure
+        if isinstance(inner, Exception):
+            return inner
+    return error

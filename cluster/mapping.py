@@ -1,0 +1,238 @@
+"""Calling one function on many items: in this process, or on a pool of Ray actors.
+
+A pool opens its function once a worker (a model is loaded once) and calls it on many items, one at a time, so that a
+lost worker costs one item. Results come as they are ready.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cluster.gang import GangWorker, run_alone, run_gang
+from cluster.resources import Capacity, Resources
+
+if TYPE_CHECKING:
+    from cluster.session import RaySession
+
+Factory = Callable[[], Callable[[Any], Any]]
+"""Opens what a worker needs (weights, datasets) and returns the function that is called on each item."""
+
+
+class WorkerLost(RuntimeError):
+    """An item whose worker died at every try: killed for memory, a crash in native code, or a machine that left."""
+
+
+class Executor(Protocol):
+    """Where work runs. Factories, items, workers and configs are pickled (by cloudpickle) to get there."""
+
+    parallel: bool
+    """Whether several stages may use it at the same time."""
+
+    def capacity(self) -> Capacity: ...
+
+    def map(
+        self,
+        factory: Factory,
+        items: Sequence[Any],
+        *,
+        resources: Resources,
+        name: str,
+        describe: Callable[[Any], str] = str,
+    ) -> Iterator[tuple[int, Any]]:
+        """Calls what `factory` opens on every item; (position of the item, result) as they come.
+
+        Raises:
+            WorkerLost: a worker died on the same item three times.
+            Exception: what the function raised, as it raised it.
+        """
+        ...
+
+    def gang(
+        self,
+        worker: GangWorker,
+        config: dict[str, Any],
+        *,
+        resources: Resources,
+        name: str,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """Runs `worker(config, member)` on `resources.workers` processes at once; what rank 0 returned."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class InlineExecutor:
+    """This process, one item after the other; needs no Ray."""
+
+    parallel = False
+
+    def capacity(self) -> Capacity:
+        return Capacity.here()
+
+    def map(
+        self,
+        factory: Factory,
+        items: Sequence[Any],
+        *,
+        resources: Resources,
+        name: str,
+        describe: Callable[[Any], str] = str,
+    ) -> Iterator[tuple[int, Any]]:
+        limit_threads(resources.threads)
+        call = factory()
+        limit_threads(resources.threads)
+        for position, item in enumerate(items):
+            yield position, call(item)
+
+    def gang(
+        self,
+        worker: GangWorker,
+        config: dict[str, Any],
+        *,
+        resources: Resources,
+        name: str,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        if (resources.workers or 1) > 1:
+            raise ValueError(
+                f"{name} asks for {resources.workers} workers, and this process is one: run it on Ray."
+            )
+        limit_threads(resources.threads)
+        return run_alone(worker, config, threads=resources.threads, on_event=on_event)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class RayExecutor:
+    """A pool of Ray actors for `map`, Ray Train for `gang`. Ray starts with the first call."""
+
+    session: RaySession
+    tries: int = 3
+    """Workers that may die on one item before it is given up."""
+
+    parallel = True
+
+    def capacity(self) -> Capacity:
+        return self.session.capacity()
+
+    def map(
+        self,
+        factory: Factory,
+        items: Sequence[Any],
+        *,
+        resources: Resources,
+        name: str,
+        describe: Callable[[Any], str] = str,
+    ) -> Iterator[tuple[int, Any]]:
+        if not items:
+            return
+        self.session.start()
+        import ray
+
+        shared = ray.put(factory)
+        waiting = deque((position, 1) for position in range(len(items)))
+        running: dict[Any, tuple[Any, int, int]] = {}
+        pool: list[Any] = []
+        idle: list[Any] = []
+        try:
+            while waiting or running:
+                while waiting and (idle or len(pool) < min(resources.workers or 1, len(items))):
+                    if not idle:
+                        pool.append(_start_worker(shared, resources, name))
+                        idle.append(pool[-1])
+                    actor = idle.pop()
+                    position, attempt = waiting.popleft()
+                    item = items[position]
+                    call = actor.call.options(name=f"{name} {describe(item)}").remote(item)
+                    running[call] = (actor, position, attempt)
+                ready, _ = ray.wait(list(running), num_returns=1)
+                actor, position, attempt = running.pop(ready[0])
+                try:
+                    result = ray.get(ready[0])
+                except ray.exceptions.RayActorError as error:
+                    pool.remove(actor)
+                    if attempt >= self.tries:
+                        raise WorkerLost(
+                            f"{describe(items[position])}: its worker died {attempt} times, for memory or in native code "
+                            f"({_first_line(error)})"
+                        ) from None
+                    waiting.appendleft((position, attempt + 1))
+                    continue
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause if isinstance(error.cause, Exception) else error from None
+                idle.append(actor)
+                yield position, result
+        finally:
+            for actor in pool:
+                ray.kill(actor)
+
+    def gang(
+        self,
+        worker: GangWorker,
+        config: dict[str, Any],
+        *,
+        resources: Resources,
+        name: str,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        self.session.start()
+        return run_gang(
+            worker,
+            config,
+            resources=resources,
+            name=name,
+            on_event=on_event,
+            storage_path=self.session.train_storage,
+        )
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class Worker:
+    """A pool's actor: opens the function with its first item, so that starting a pool waits for nobody."""
+
+    def __init__(self, factory: Factory, threads: int) -> None:
+        self.factory, self.threads = factory, threads
+        self.function: Callable[[Any], Any] | None = None
+
+    def call(self, item: Any) -> Any:
+        if self.function is None:
+            self.function = self.factory()
+            limit_threads(self.threads)
+        return self.function(item)
+
+
+def limit_threads(threads: int) -> None:
+    """Torch's threads, where torch is loaded, and those of what loads later (it reads OMP_NUM_THREADS)."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _start_worker(factory: Any, resources: Resources, name: str) -> Any:
+    import ray
+
+    options: dict[str, Any] = {
+        "num_cpus": resources.cpus or 1,
+        "num_gpus": resources.gpus or 0,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}},
+    }
+    if resources.memory:
+        options["memory"] = resources.memory
+    kind = ray.remote(type(f"{name}", (Worker,), {}))
+    return kind.options(**options).remote(factory, resources.threads)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,33 @@
+"""The stages a recipe can name. Adding one is one file and one line here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+STAGES: dict[str, str] = {
+    "ingest": "pipelines.stages.ingest:Ingest",
+    "caption": "pipelines.stages.caption:Caption",
+    "train_autoencoder": "pipelines.stages.train_autoencoder:TrainAutoencoder",
+    "encode": "pipelines.stages.encode:Encode",
+    "embed": "pipelines.stages.embed:Embed",
+    "train": "pipelines.stages.train:Train",
+    "generate": "pipelines.stages.generate:Generate",
+    "augment": "pipelines.stages.augment:Augment",
+    "evaluate": "pipelines.stages.evaluate:Evaluate",
+}
+"""Stage name -> "module:Class"; a module is imported when its stage is named."""
+
+
+def load(name: str) -> type:
+    """The stage's class.
+
+    Raises:
+        ValueError: no stage has this name.
+    """
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(STAGES)}."
+        raise ValueError(f"There is no stage called {name!r}; {hint}")
+    module, _, attribute = STAGES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
