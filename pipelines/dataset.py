@@ -1,0 +1,295 @@
+"""A dataset: a folder of shards and the manifest that was written last. Columns of several are joined by shard and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.storage import LocalStorage, Storage
+from pipelines.shards import ShardError, ShardIndex, ShardInfo, Span, canonical, read_index, verify_shard
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One sample as it is read."""
+
+    key: str
+    split: str
+    members: Mapping[str, bytes]
+    """Column, as it was asked for -> bytes."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """Where one member's bytes lie."""
+
+    url: str
+    """Of the dataset's folder."""
+    tar: str
+    offset: int
+    size: int
+    digest: str
+
+
+class Dataset:
+    """A finished folder of shards, or, while a stage still runs, the shards that it has committed."""
+
+    def __init__(self, storage: Storage, manifest: Mapping[str, Any]) -> None:
+        self.storage = storage
+        self.manifest: dict[str, Any] = dict(manifest)
+        self.shards = [ShardInfo(**shard) for shard in self.manifest["shards"]]
+        self._by_name = {shard.name: shard for shard in self.shards}
+        self._indices: dict[str, ShardIndex] = {}
+
+    @staticmethod
+    def open(storage: Storage) -> Dataset:
+        """`ValueError` if the folder holds no finished dataset, or one that was changed since."""
+        manifest = read_manifest(storage)
+        if manifest.get("kind") != "dataset":
+            raise ValueError(f"{storage.url} is a {manifest.get('kind')}, not a dataset.")
+        if "view" in manifest:
+            from pipelines.view import View
+
+            return View(storage, manifest)
+        return Dataset(storage, manifest)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a sample's `cls` member is an index into them."""
+        return list(self.manifest.get("classes", []))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that at least one sample has; `image` beside its jpg, png or webp."""
+        return sorted({name for shard in self.shards for name in shard.columns})
+
+    @property
+    def splits(self) -> list[str]:
+        return sorted({shard.split for shard in self.shards})
+
+    def __len__(self) -> int:
+        """Samples that were committed, over all splits."""
+        return sum(shard.samples - shard.rejected for shard in self.shards)
+
+    def digest(self, columns: Sequence[str] = ()) -> str:
+        """Of what the columns hold (all if none is named): never of tars, paths or times."""
+        return _digest(self.shards, columns or self.columns, self.classes)
+
+    def info(self, shard: str) -> ShardInfo:
+        if shard not in self._by_name:
+            raise ValueError(f"{self.storage.url} has no shard {shard}.")
+        return self._by_name[shard]
+
+    def index(self, shard: str) -> ShardIndex:
+        """The shard's rows; checked against the manifest, then kept."""
+        if shard not in self._indices:
+            self._indices[shard] = read_index(self.storage, shard, self.info(shard))
+        return self._indices[shard]
+
+    def read(
+        self, shard: str, keys: Iterable[str] | None = None, columns: Sequence[str] = ("image",)
+    ) -> Iterator[Record]:
+        """The shard's samples in key order, or those of `keys`; rows that lack one of the columns are dropped.
+
+        The shard is verified before the first sample. Of a remote one a few keys are read by byte range, and each
+        member by its digest; `ShardError` where either differs.
+        """
+        index = self.index(shard)
+        wanted = None if keys is None else set(keys)
+        rows = [n for n, key in enumerate(index.keys) if wanted is None or key in wanted]
+        with self._reader(index, whole=wanted is None) as reader:
+            for n in rows:
+                spans = [index.member(n, column) for column in columns]
+                if index.reasons[n] is None and all(spans):
+                    members = {c: reader.read(span) for c, span in zip(columns, spans, strict=True) if span}
+                    yield Record(
+                        key=index.keys[n], split=index.info.split, members=members, meta=index.meta[n]
+                    )
+
+    def read_member(self, shard: str, n: int, column: str) -> bytes:
+        """One member of row `n`; `KeyError` if the row has none."""
+        index = self.index(shard)
+        span = index.member(n, column)
+        if span is None:
+            raise KeyError(f"{index.keys[n]} has no {column}.")
+        with self._reader(index, whole=False) as reader:
+            return reader.read(span)
+
+    def read_shared(self, shard: str, name: str) -> bytes:
+        """A member that samples of the shard have in common, by full name; `KeyError` if there is none."""
+        index = self.index(shard)
+        with self._reader(index, whole=False) as reader:
+            return reader.read(index.shared[name])
+
+    def pointer(self, shard: str, n: int, column: str) -> Pointer | None:
+        """Where row `n`'s member lies, for a view; None if it has none."""
+        span = self.index(shard).member(n, column)
+        if span is None:
+            return None
+        return Pointer(url=self.storage.url, tar=f"{shard}.tar", offset=span[0], size=span[1], digest=span[2])
+
+    def verify(self) -> None:
+        """Reads every shard once; `ShardError` at the first that is not what was written."""
+        for shard in self.shards:
+            self.index(shard.name)
+            verify_shard(self.storage, shard)
+
+    def _reader(self, index: ShardIndex, *, whole: bool) -> _Reader:
+        return _Reader(self.storage, index.info, whole=whole or isinstance(self.storage, LocalStorage))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Datasets of one line, read side by side."""
+
+    datasets: Mapping[str, Dataset]
+
+    @property
+    def shards(self) -> list[ShardInfo]:
+        return next(iter(self.datasets.values())).shards
+
+    def read(self, shard: str, columns: Mapping[str, Sequence[str]]) -> Iterator[Record]:
+        """Rows that have every column of every dataset; `columns` is dataset name -> its columns."""
+        owner = {column: name for name, of in columns.items() for column in of}
+        if len(owner) != sum(map(len, columns.values())):
+            raise ValueError("Two datasets are asked for a column of the same name.")
+        keys: set[str] | None = None
+        for name, of in columns.items():
+            index = self.datasets[name].index(shard)
+            have = {k for n, k in enumerate(index.keys) if all(index.member(n, c) for c in of)}
+            keys = have if keys is None else keys & have
+        streams = [self.datasets[name].read(shard, keys, of) for name, of in columns.items()]
+        for records in zip(*streams, strict=True):
+            members = {column: data for record in records for column, data in record.members.items()}
+            meta = {name: value for record in records for name, value in record.meta.items()}
+            yield Record(key=records[0].key, split=records[0].split, members=members, meta=meta)
+
+
+def join(datasets: Mapping[str, Dataset]) -> Joined:
+    """`ValueError` unless all have the same shards; their rows are compared shard by shard, here."""
+    (first_name, first), *others = datasets.items()
+    for name, other in others:
+        if [(s.name, s.split) for s in other.shards] != [(s.name, s.split) for s in first.shards]:
+            raise ValueError(f"{name} and {first_name} have different shards: they are not of one line.")
+        for shard in first.shards:
+            if other.index(shard.name).keys != first.index(shard.name).keys:
+                raise ValueError(
+                    f"{name} and {first_name} differ in the rows of shard {shard.name}: not of one line."
+                )
+    return Joined(datasets)
+
+
+def describe(shards: Sequence[ShardInfo], **fields: Any) -> dict[str, Any]:
+    """A manifest's counts, columns, splits and shards, beside `fields` (stage, version, fingerprint, inputs, ...)."""
+    shards = sorted(shards, key=lambda shard: shard.name)
+    columns: dict[str, dict[str, Any]] = {}
+    reasons: dict[str, int] = {}
+    splits: dict[str, dict[str, int]] = {}
+    for shard in shards:
+        for name, column in shard.columns.items():
+            total = columns.setdefault(name, {"count": 0, "bytes": 0, "digest": ""})
+            total["count"] += column["count"]
+            total["bytes"] += column["bytes"]
+        for reason, count in shard.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+        split = splits.setdefault(shard.split, {"shards": 0, "samples": 0, "rejected": 0})
+        for name, value in (("shards", 1), ("samples", shard.samples), ("rejected", shard.rejected)):
+            split[name] += value
+    inputs, rejected = sum(shard.samples for shard in shards), sum(shard.rejected for shard in shards)
+    manifest = {
+        **fields,
+        "columns": dict(sorted(columns.items())),
+        "splits": dict(sorted(splits.items())),
+        "counts": {
+            "inputs": inputs,
+            "committed": inputs - rejected,
+            "rejected": rejected,
+            "reasons": dict(sorted(reasons.items())),
+        },
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+    }
+    for name, column in columns.items():
+        column["digest"] = _digest(shards, (name,), manifest.get("classes", []))
+    return manifest
+
+
+def write_manifest(storage: Storage, manifest: Mapping[str, Any], kind: str = "dataset") -> dict[str, Any]:
+    """Finishes a folder: adds format, kind and the manifest's own digest, and commits it. Gives what stands there,
+    another driver's if it came first."""
+    whole = {**manifest, "format": 1, "kind": kind}
+    whole = json.loads(canonical(whole))
+    whole["sha256"] = _own_digest(whole)
+    text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    return whole if storage.put_if_absent(MANIFEST, text) else read_manifest(storage)
+
+
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """`ValueError` if there is none, if it was changed, or if its format is a later one."""
+    try:
+        manifest = json.loads(storage.read(MANIFEST))
+    except FileNotFoundError as error:
+        raise ValueError(f"{storage.url} has no {MANIFEST}: not there, or not finished.") from error
+    except ValueError as error:
+        raise ShardError(f"{storage.url}/{MANIFEST} is damaged.") from error
+    if manifest.get("format") != 1:
+        raise ValueError(
+            f"{storage.url}/{MANIFEST} has format {manifest.get('format')}; this version reads format 1."
+        )
+    if manifest.get("sha256") != _own_digest(manifest):
+        raise ShardError(f"{storage.url}/{MANIFEST} was changed after it was written.")
+    return manifest
+
+
+def _digest(shards: Iterable[ShardInfo], columns: Sequence[str], classes: Sequence[str]) -> str:
+    names = sorted(columns)
+    hasher = hashlib.sha256()
+    for shard in sorted(shards, key=lambda shard: shard.name):
+        digests = [[name, shard.columns.get(name, {}).get("digest", "")] for name in names]
+        hasher.update(canonical([shard.name, shard.split, digests]) + b"\n")
+    if "cls" in names:
+        # A class id means nothing without the list of names.
+        hasher.update(canonical(list(classes)))
+    return hasher.hexdigest()
+
+
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
+
+
+class _Reader:
+    """Members of one shard by span: from the verified file, or by range from a remote one."""
+
+    def __init__(self, storage: Storage, info: ShardInfo, *, whole: bool) -> None:
+        self._storage, self._info, self._file = storage, info, None
+        if whole and info.bytes:
+            self._file = verify_shard(storage, info).open("rb")
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def read(self, span: Span) -> bytes:
+        offset, size, digest = span
+        if self._file:
+            self._file.seek(offset)
+            data = self._file.read(size)
+        else:
+            try:
+                data = self._storage.read_range(f"{self._info.name}.tar", offset, size)
+            except (EOFError, FileNotFoundError) as error:
+                raise ShardError(
+                    f"{self._storage.url}/{self._info.name}.tar is cut short or missing."
+                ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ShardError(f"{self._storage.url}/{self._info.name}.tar has other bytes than were written.")
+        return data
