@@ -1,0 +1,97 @@
+"""What a network is told about the image to make, apart from the time: caption, class, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conditioning:
+    """The conditions of a batch. A kind that the model does not know is None, and all None is unconditional.
+
+    A condition can also be absent from one sample (dropped in training, unknown in use): no token of its mask
+    is set and its pooled vector is zero, or its label is `classes`.
+    """
+
+    text: Float[Tensor, "b n d"] | None = None
+    """Token states of the caption, padded."""
+    mask: Bool[Tensor, "b n"] | None = None
+    """True where `text` holds a token; goes with `text`."""
+    pooled: Float[Tensor, "b e"] | None = None
+    """The caption as one vector."""
+    label: Int[Tensor, " b"] | None = None
+    """Class ids in [0, classes]; `classes` itself means none."""
+    classes: int = 0
+    """Number of classes that the model knows."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) != (self.mask is None):
+            raise ValueError("text and mask go together: give both or neither.")
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no condition of any kind, so that nothing can be dropped or guided."""
+        return not self._tensors()
+
+    def __len__(self) -> int:
+        """The batch size; ValueError if `empty`."""
+        for tensor in self._tensors().values():
+            return len(tensor)
+        raise ValueError("an unconditional batch does not know its size: take it from the latents.")
+
+    def __getitem__(self, index: slice | Tensor) -> Conditioning:
+        return replace(self, **{name: tensor[index] for name, tensor in self._tensors().items()})
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
+        moved = {n: t.to(device, non_blocking=non_blocking) for n, t in self._tensors().items()}
+        return replace(self, **moved)
+
+    def drop(
+        self, *, text: Bool[Tensor, " b"] | None = None, label: Bool[Tensor, " b"] | None = None
+    ) -> Conditioning:
+        """The caption dropped where `text` is True, the class where `label` is (Ho and Salimans, 2022)."""
+        changes: dict[str, Tensor] = {}
+        if text is not None and self.mask is not None:
+            changes["mask"] = self.mask & ~text[:, None]
+        if text is not None and self.pooled is not None:
+            changes["pooled"] = self.pooled.masked_fill(text[:, None], 0)
+        if label is not None and self.label is not None:
+            changes["label"] = self.label.masked_fill(label, self.classes)
+        return replace(self, **changes)
+
+    def null(self) -> Conditioning:
+        """All conditions dropped from all samples."""
+        if self.empty:
+            return self
+        everywhere = torch.ones(
+            len(self), dtype=torch.bool, device=next(iter(self._tensors().values())).device
+        )
+        return self.drop(text=everywhere, label=everywhere)
+
+    def cat(self, other: Conditioning) -> Conditioning:
+        """This batch, then the other, which must have the same kinds; captions are padded to the longer."""
+        first, second = self._tensors(), other._tensors()
+        if first.keys() != second.keys() or self.classes != other.classes:
+            raise ValueError(
+                f"cannot join conditions {sorted(first)} of {self.classes} classes "
+                f"and {sorted(second)} of {other.classes} classes."
+            )
+        if self.text is not None and other.text is not None:
+            length = max(self.text.shape[1], other.text.shape[1])
+            first, second = _lengthened(first, length), _lengthened(second, length)
+        return replace(self, **{name: torch.cat([first[name], second[name]]) for name in first})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {"text": self.text, "mask": self.mask, "pooled": self.pooled, "label": self.label}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _lengthened(tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    missing = length - tensors["text"].shape[1]
+    longer = {"text": pad(tensors["text"], (0, 0, 0, missing)), "mask": pad(tensors["mask"], (0, missing))}
+    return tensors | longer

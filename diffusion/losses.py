@@ -1,0 +1,26 @@
+"""What a denoiser is trained on."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion.conditioning import Conditioning
+from diffusion.denoiser import AnyDenoiser
+
+
+def flow_matching(
+    denoiser: AnyDenoiser,
+    latents: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+    conditioning: Conditioning,
+) -> Float[Tensor, " b"]:
+    """Squared velocity error, mean over a sample's elements (Lipman et al., 2023, Equation 9), for t > 0.
+
+    Latents are whitened: predicting zero costs 2 in the mean at any time on the rectified flow.
+    """
+    schedule = denoiser.schedule
+    x_t = schedule.perturb(latents, noise, t)
+    predicted = schedule.velocity(x_t, denoiser(x_t, t, conditioning), t)
+    return (predicted - schedule.velocity(x_t, latents, t)).square().flatten(1).mean(1)
