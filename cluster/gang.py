@@ -1,8 +1,8 @@
 """Workers that train together: one in this process, or several under Ray Train.
 
-Ray Train starts and restarts the processes and forms their process group. It is never given a checkpoint: the worker
-function takes the newest valid one from its own store, and `report()` is not on its path. Events travel from rank 0
-through a small actor to the driver, without the training step ever waiting for them.
+Ray Train starts and restarts the processes and forms their process group. It is never given a checkpoint:
+the worker function takes the newest valid one from its own store, and `report()` is not on its path. Events
+travel from rank 0 through a small actor to the driver, without the training step ever waiting for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POLL = 0.5
 WAITING = 10_000
 """Events that wait for the driver at most; older ones are dropped first."""
 FINAL = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, NotImplementedError)
-"""What would fail again: a gang does not start again for these, as it does for a lost process or connection."""
+"""What would fail again: a gang that raises these ends, where it restarts for a lost process or connection."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run_gang(
     """A gang under Ray Train; waits for its end, and starts it again when it loses a worker.
 
     Args:
-        name: the run's name in the dashboard; unique by itself, since a new attempt must not find an old one's state.
+        name: shown in the dashboard; a suffix is added, so that no attempt finds an older one's state.
         storage_path: where Ray Train keeps its own notes: a folder that every node sees, or a URL.
 
     Raises:
@@ -68,10 +68,10 @@ def run_gang(
         RuntimeError: the gang could not be started, or lost a worker more than `RESTARTS` times.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
     each = {"CPU": resources.cpus or 1.0}
     if resources.gpus:
         each["GPU"] = resources.gpus
@@ -107,14 +107,14 @@ def run_gang(
     follower.start()
     try:
         result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         raise _cause(error) from None
     finally:
         stop.set()
         follower.join()
     for event in ray.get(mailbox.take.remote()):
         on_event(event)
-    final = ray.get(mailbox.final.remote())
+    final: Any = ray.get(mailbox.final.remote())
     ray.kill(mailbox)
     for error in (final, *failed):
         if error is not None:

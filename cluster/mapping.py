@@ -1,7 +1,7 @@
 """Calling one function on many items: in this process, or on a pool of Ray actors.
 
-A pool opens its function once a worker (a model is loaded once) and calls it on many items, one at a time, so that a
-lost worker costs one item. Results come as they are ready.
+A pool opens its function once a worker (a model is loaded once) and calls it on many items, one at a time, so
+that a lost worker costs one item. Results come as they are ready.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Factory = Callable[[], Callable[[Any], Any]]
 
 
 class WorkerLost(RuntimeError):
-    """An item whose worker died at every try: killed for memory, a crash in native code, or a machine that left."""
+    """An item whose worker died at every try: for memory, in native code, or with its machine."""
 
 
 class Executor(Protocol):
@@ -137,6 +137,7 @@ class RayExecutor:
             return
         self.session.start()
         import ray
+        from ray.exceptions import RayActorError, RayTaskError
 
         shared = ray.put(factory)
         waiting = deque((position, 1) for position in range(len(items)))
@@ -158,16 +159,16 @@ class RayExecutor:
                 actor, position, attempt = running.pop(ready[0])
                 try:
                     result = ray.get(ready[0])
-                except ray.exceptions.RayActorError as error:
+                except RayActorError as error:
                     pool.remove(actor)
                     if attempt >= self.tries:
                         raise WorkerLost(
-                            f"{describe(items[position])}: its worker died {attempt} times, for memory or in native code "
-                            f"({_first_line(error)})"
+                            f"{describe(items[position])}: its worker died {attempt} times, for memory or in "
+                            f"native code ({_first_line(error)})"
                         ) from None
                     waiting.appendleft((position, attempt + 1))
                     continue
-                except ray.exceptions.RayTaskError as error:
+                except RayTaskError as error:
                     raise error.cause if isinstance(error.cause, Exception) else error from None
                 idle.append(actor)
                 yield position, result

@@ -35,7 +35,7 @@ class RaySession:
     """
 
     shared: str | None = None
-    """Folder or URL that every node sees, for Ray Train's notes; a local folder where the cluster is this machine."""
+    """Folder or URL that every node sees, for Ray Train's notes; not needed where Ray is started here."""
     dashboard: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of `ray.init`."""
@@ -104,7 +104,7 @@ class RaySession:
             self._notes.cleanup()
 
     def _hold(self) -> None:
-        """Ray's processes die with the thread that started them, so one thread stays for as long as they are used."""
+        """Ray's processes die with the thread that started them, so one thread stays while they are used."""
         try:
             self._join()
         except BaseException as error:
@@ -140,7 +140,7 @@ class RaySession:
         else:
             root = Path(__file__).resolve().parent.parent
             options["runtime_env"] = {"py_modules": [str(root / package) for package in PACKAGES]}
-        context = ray.init(**(options | self.options))
+        context: Any = ray.init(**(options | self.options))
         self.address = context.address_info.get("gcs_address")
         url = getattr(context, "dashboard_url", None)
         self.dashboard_url = f"http://{url}" if url else None
