@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cluster.storage import Storage
+from pipelines import spool, tracking
+from pipelines.spool import Spool
+from pipelines.tracking import Destination, Tracker, flatten
+
+LIMIT = 60.0
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database whose migrations (seconds) have run."""
+    folder = tmp_path_factory.mktemp("template")
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import mlflow; mlflow.MlflowClient('sqlite:///{folder}/mlflow.db').search_experiments()",
+        ],
+        env=tracking.environment(),
+        cwd=folder,
+        check=False,
+    )
+    assert run.returncode == 0
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    (tmp_path / "store").mkdir()
+    shutil.copy(template, tmp_path / "store" / "mlflow.db")
+    return Storage.at(tmp_path / "store")
+
+
+def client(store: Storage):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{store.url}/mlflow.db"
+    return MlflowClient(uri, uri)
+
+
+def runs(store: Storage) -> dict[str, list]:
+    """MLflow's runs by name."""
+    c = client(store)
+    experiment = c.get_experiment_by_name("latentmill")
+    found: dict[str, list] = {}
+    for run in c.search_runs([experiment.experiment_id]):
+        found.setdefault(run.info.run_name, []).append(run)
+    return found
+
+
+MANIFEST = {
+    "kind": "snapshot",
+    "stage": "train",
+    "version": 1,
+    "fingerprint": "f" * 64,
+    "meaning": {"batch": 32, "network": {"kind": "dit", "width": 64}},
+    "inputs": {"latents": {"fingerprint": "a" * 64, "digest": "b" * 64}},
+    "snapshot": {"task": "denoiser", "images_seen": 300, "files": {"denoiser.safetensors": "c" * 64}},
+}
+
+
+def train(tracker: Tracker, *, steps: range, end: bool = True) -> None:
+    tracker({"kind": "stage_start", "stage": "base", "time": 1e9, "fingerprint": "f" * 64})
+    for step in steps:
+        tracker(
+            {
+                "kind": "metrics",
+                "stage": "base",
+                "time": 1e9 + step,
+                "step": step,
+                "values": {"loss": 1 / (1 + step)},
+            }
+        )
+    tracker({"kind": "picture", "stage": "base", "time": 1e9, "name": "samples", "step": 7, "png": png()})
+    if end:
+        tracker(
+            {
+                "kind": "stage_end",
+                "stage": "base",
+                "time": 2e9,
+                "manifest": MANIFEST,
+                "seconds": 3.0,
+                "folder": "/s/x",
+            }
+        )
+
+
+def assert_recorded_once(store: Storage, *, steps: range) -> None:
+    c, found = client(store), runs(store)
+    assert {name: len(of) for name, of in found.items()} == {"tiny": 1, "base": 1}
+    parent, child = found["tiny"][0], found["base"][0]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    history = c.get_metric_history(child.info.run_id, "loss")
+    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+        (s, 1 / (1 + s)) for s in steps
+    ]
+    assert child.data.params == {"batch": "32", "network.kind": "dit", "network.width": "64"}
+    inputs = c.get_run(child.info.run_id).inputs.dataset_inputs
+    assert [(i.dataset.name, i.dataset.digest) for i in inputs] == [("latents-" + "a" * 12, "b" * 36)]
+    pictures = [a.path for a in c.list_artifacts(child.info.run_id, "images")]
+    assert sorted(path.rpartition(".")[2] for path in pictures) == ["png", "webp"]
+    version = c.get_model_version_by_alias("tiny-base", "candidate")
+    assert (version.version, version.tags["latentmill.url"]) in (("1", "/s/x"), (1, "/s/x"))
+    assert len(c.search_model_versions("name='tiny-base'")) == 1
+    assert spool.files(Destination.of(store, "tiny").spool) == []
+
+
+def test_a_run_and_its_stages_are_recorded(store: Storage, tmp_path: Path):
+    report = tmp_path / "report.html"
+    report.write_text("<p>done</p>")
+    tracker = Tracker(store, "tiny", resolved="name: tiny\n")
+    train(tracker, steps=range(20))
+    assert tracker.close(seconds=LIMIT, report=report)
+    assert_recorded_once(store, steps=range(20))
+    c = client(store)
+    parent = runs(store)["tiny"][0].info.run_id
+    assert {a.path for a in c.list_artifacts(parent)} == {"recipe.yaml", "report.html"}
+    assert (Path(store.url) / "mlartifacts").is_dir()
+    assert not (Path(store.url) / "runs" / "tiny" / "spool" / "open.json").exists()
+
+
+def test_nothing_executed_leaves_nothing_and_imports_nothing(store: Storage):
+    code = (
+        "import sys; from cluster.storage import Storage; from pipelines.tracking import Tracker;"
+        f"t = Tracker(Storage.at({store.url!r}), 'tiny'); t({{'kind': 'plan', 'time': 1.0}});"
+        "t({'kind': 'run_end', 'time': 2.0}); assert t.close();"
+        "assert not {'mlflow', 'torch', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=tracking.environment())
+    assert not (Path(store.url) / "runs").exists()
+
+
+def test_a_flusher_killed_after_every_write_records_each_thing_once(
+    store: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    """The worst moment is after MLflow has a record and before the cursor says so; here it always comes."""
+    from pipelines import flush
+
+    monkeypatch.setattr(Destination, "flush", lambda self: subprocess.Popen([sys.executable, "-c", ""]))
+    tracker = Tracker(store, "tiny", resolved="name: tiny\n")
+    train(tracker, steps=range(30))
+    tracker.close()
+    to = Destination.of(store, "tiny")
+    advance = spool.SpoolFile.advance
+    done: set[int] = set()
+
+    def killed(self: spool.SpoolFile, offset: int) -> None:
+        if offset not in done:
+            done.add(offset)
+            raise KeyboardInterrupt  # as little can be caught here as of a kill
+        advance(self, offset)
+
+    monkeypatch.setattr(spool.SpoolFile, "advance", killed)
+    arguments = [str(to.spool), "--uri", to.uri, "--artifacts", str(to.artifacts)]
+    for attempt in range(100):
+        try:
+            assert flush.main(arguments) == 0
+            break
+        except KeyboardInterrupt:
+            assert attempt < 99
+    assert len(done) >= 7
+    assert_recorded_once(store, steps=range(30))
+
+
+def test_kill_9_of_the_flusher_process(store: Storage, monkeypatch: pytest.MonkeyPatch):
+    tracker = Tracker(store, "tiny")
+    train(tracker, steps=range(300), end=False)
+    process = tracker._process
+    assert process is not None
+    deadline = time.monotonic() + LIMIT
+    cursor = tracker._spool.path.with_suffix(".cursor")  # pyright: ignore[reportOptionalMemberAccess]
+    while not cursor.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    train(tracker, steps=range(300, 600))
+    assert tracker.close(seconds=1) is False
+    second = Destination.of(store, "tiny").flush()
+    assert second.wait(LIMIT) == 0
+    assert_recorded_once(store, steps=range(600))
+
+
+def test_a_driver_that_was_killed_is_one_run_with_its_resumption(store: Storage):
+    """Steps after the last checkpoint are reported twice and recorded once."""
+    first = Tracker(store, "tiny")
+    train(first, steps=range(10), end=False)
+    assert first._spool is not None
+    assert first._process is not None
+    first._spool.close()  # what the end of a process does to its lock
+    assert first._process.wait(LIMIT) == 0
+    assert {name: of[0].info.status for name, of in runs(store).items()} == {
+        "tiny": "KILLED",
+        "base": "KILLED",
+    }
+    second = Tracker(store, "tiny")
+    train(second, steps=range(6, 15))
+    assert second.close(seconds=LIMIT)
+    assert_recorded_once(store, steps=range(15))
+
+
+@pytest.mark.parametrize("fault", ["refusing", "silent"])
+def test_an_mlflow_that_is_away_costs_a_stage_nothing(
+    store: Storage, fault: str, monkeypatch: pytest.MonkeyPatch
+):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if fault == "silent":
+            server.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracker = Tracker(store, "tiny")
+        started = time.monotonic()
+        train(tracker, steps=range(100))
+        assert time.monotonic() - started < 2.0
+        started = time.monotonic()
+        assert tracker.close(seconds=1.5) is False
+        assert time.monotonic() - started < 4.0
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    if fault == "refusing":
+        (to,) = tracking.leftovers(store)
+        assert to.flush().wait(LIMIT) == 0
+        assert_recorded_once(store, steps=range(100))
+
+
+def test_a_torn_line_is_not_a_record(tmp_path: Path):
+    writer = Spool(tmp_path)
+    writer.append({"kind": "run", "text": "ü"})
+    (file,) = spool.files(tmp_path)
+    assert file.alive()
+    with open(file.path, "ab") as raw:
+        raw.write(b'{"kind":"met')
+    ((offset, record),) = file.read()
+    assert record == {"kind": "run", "text": "ü"}
+    file.advance(offset)
+    assert list(file.read()) == []
+    writer.close()
+    assert not file.alive()
+    file.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_and_rates_are_kept_small(store: Storage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Destination, "flush", lambda self: subprocess.Popen([sys.executable, "-c", ""]))
+    tracker = Tracker(store, "tiny")
+    tracker({"kind": "stage_start", "stage": "latents", "time": 0.0, "fingerprint": "e"})
+    for n in range(1, 1001):
+        tracker(
+            {
+                "kind": "progress",
+                "stage": "latents",
+                "time": n * 0.02,
+                "done": n,
+                "total": 1000,
+                "unit": "images",
+            }
+        )
+    tracker({"kind": "picture", "stage": "latents", "time": 1.0, "name": "grid", "step": 0, "png": png()})
+    (file,) = spool.files(tracker.destination.spool)
+    records = [json.loads(line) for line in file.path.read_text().splitlines()]
+    rates = [r["values"]["images_per_second"] for r in records if r["kind"] == "metrics"]
+    assert len(rates) == 3
+    assert rates == pytest.approx([50.0] * 3)
+    assert base64.b64decode(records[-1]["png"]) == png()
+    tracker.close()
+
+
+def test_a_bucket_needs_a_server(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        Destination.of(Storage.at("s3://bucket/store"), "tiny")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    to = Destination.of(Storage.at("s3://bucket/store"), "tiny")
+    assert (to.uri, to.artifacts) == ("http://mlflow:5000", None)
+
+
+def test_flatten_keeps_lists_as_values():
+    assert flatten({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}) == {
+        "a.b": [1, {"c": 2}],
+        "a.d": {},
+        "e": None,
+    }
