@@ -1,4 +1,4 @@
-"""Where bytes live: a folder on a disk or under a bucket, written so that a file exists whole or not at all."""
+"""Where bytes live: a folder on a disk or under a bucket; a file in it exists whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 PARTIAL = ".partial"
@@ -76,7 +77,10 @@ class Storage(ABC):
 
     @abstractmethod
     def put_if_absent(self, name: str, source: bytes | Path) -> bool:
-        """Writes the file whole and durably; False, and nothing changed, if there is one. One writer wins a race."""
+        """Writes the file whole and durably; False, and nothing changed, if there is one.
+
+        Of several writers exactly one wins.
+        """
 
     @abstractmethod
     def replace(self, name: str, data: bytes) -> None:
@@ -330,7 +334,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LATENTMILL_CACHE") or Path.home() / ".cache" / "latentmill")
 
 
-def digest_of(file: BinaryIO) -> str:
+def digest_of(file: BufferedReader) -> str:
     """sha256 hex of what is left in a file."""
     return hashlib.file_digest(file, "sha256").hexdigest()
 

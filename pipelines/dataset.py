@@ -1,4 +1,7 @@
-"""A dataset: a folder of shards and the manifest that was written last. Columns of several are joined by shard and key."""
+"""A dataset: a folder of shards, and the manifest that was written last.
+
+Datasets of one line have equal rows under equal shard names, so their columns are joined by shard and key.
+"""
 
 from __future__ import annotations
 
@@ -96,10 +99,10 @@ class Dataset:
     def read(
         self, shard: str, keys: Iterable[str] | None = None, columns: Sequence[str] = ("image",)
     ) -> Iterator[Record]:
-        """The shard's samples in key order, or those of `keys`; rows that lack one of the columns are dropped.
+        """Samples in key order, all or those of `keys`; rows that lack one of the columns are dropped.
 
-        The shard is verified before the first sample. Of a remote one a few keys are read by byte range, and each
-        member by its digest; `ShardError` where either differs.
+        The shard is verified before the first sample; of a remote one, `keys` are read by byte range instead.
+        Each member is checked by its digest. `ShardError` where anything differs.
         """
         index = self.index(shard)
         wanted = None if keys is None else set(keys)
@@ -187,7 +190,7 @@ def join(datasets: Mapping[str, Dataset]) -> Joined:
 
 
 def describe(shards: Sequence[ShardInfo], **fields: Any) -> dict[str, Any]:
-    """A manifest's counts, columns, splits and shards, beside `fields` (stage, version, fingerprint, inputs, ...)."""
+    """A manifest's counts, columns, splits and shards, beside `fields` (stage, version, inputs, ...)."""
     shards = sorted(shards, key=lambda shard: shard.name)
     columns: dict[str, dict[str, Any]] = {}
     reasons: dict[str, int] = {}
@@ -221,8 +224,10 @@ def describe(shards: Sequence[ShardInfo], **fields: Any) -> dict[str, Any]:
 
 
 def write_manifest(storage: Storage, manifest: Mapping[str, Any], kind: str = "dataset") -> dict[str, Any]:
-    """Finishes a folder: adds format, kind and the manifest's own digest, and commits it. Gives what stands there,
-    another driver's if it came first."""
+    """Finishes a folder: adds format, kind and the manifest's own digest, and commits it.
+
+    Gives the manifest that stands there: another driver's if it came first.
+    """
     whole = {**manifest, "format": 1, "kind": kind}
     whole = json.loads(canonical(whole))
     whole["sha256"] = _own_digest(whole)

@@ -25,7 +25,7 @@ Span = tuple[int, int, str]
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _USTAR_NAME = 100
 _KEY_LENGTH = 80
-"""With the longest suffix a member's name still fits into USTAR's 100 bytes, which every reader understands."""
+"""So that with its suffix a member's name fits into USTAR's 100 bytes, which every reader understands."""
 
 
 class ShardError(ValueError):
@@ -71,7 +71,7 @@ class ShardIndex:
         return len(self.keys)
 
     def suffix(self, n: int, column: str) -> str | None:
-        """The member of row `n` that a column name stands for: `image` is whichever of jpg, png, webp it has."""
+        """The member of row `n` that a column stands for: `image` is whichever of jpg, png, webp it has."""
         names = IMAGE if column == "image" else (column,)
         return next((s for s in names if s in self.members and self.members[s][n]), None)
 
@@ -103,10 +103,10 @@ def write_shard(
     split: str,
     work: Callable[[Row], str] = lambda row: "",
 ) -> ShardInfo:
-    """Writes and commits shard `name` from pairs in ascending key order; a shard that is there already is kept.
+    """Writes and commits shard `name` from pairs in ascending key order; one that is committed is kept.
 
-    A tar that another driver wrote and has not committed yet is adopted if it is whole and holds the same members, so
-    that the tar and the index of two racing drivers cannot come from different ones.
+    A tar without its index, which another driver is about to commit or was killed before, is adopted if it is
+    whole and holds the same members: so a tar and its index cannot come from different drivers unnoticed.
     """
     with tempfile.TemporaryDirectory(prefix="shard-") as folder:
         path = Path(folder) / "shard.tar"
