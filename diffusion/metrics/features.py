@@ -1,8 +1,8 @@
 """What an evaluator sees of an image: features of EfficientNet-Lite0, trained on ImageNet-1k.
 
-Liu, 2020, "Higher accuracy on vision models with EfficientNet-Lite": EfficientNet-B0 (Tan and Le, 2019, Table 1) without
-squeeze-and-excitation and with ReLU6. It stands in for the Inception network where that one cannot be had;
-metrics that use it carry its name (KID-EffLite0).
+Liu, 2020, "Higher accuracy on vision models with EfficientNet-Lite": EfficientNet-B0 (Tan and Le, 2019,
+Table 1) without squeeze-and-excitation and with ReLU6. It stands in for the Inception network where that one
+cannot be had; metrics that use it carry its name (KID-EffLite0).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class EfficientNetLite0(nn.Module):
     """Frozen classifier of 4.7 M parameters with its batch normalisations folded into the convolutions.
 
     Folding, channels-last memory and the padding of `_Convolution` make it about three times as fast on a CPU
-    as the published modules; outputs agree within 2e-5. Batches of 4 to 16 are fastest (the cache holds them).
-    Gradients reach the images, not the weights.
+    as the published modules; outputs agree within 2e-5. Batches of 4 to 16 are fastest, as the cache
+    holds them. Gradients reach the images, not the weights.
     """
 
     mean: Tensor
@@ -57,14 +57,11 @@ class EfficientNetLite0(nn.Module):
         Random weights, seeded, if None. Raises `ValueError` if the weights are another network's.
         """
         super().__init__()
-        state = (
-            _random() if weights is None else {k: v for k, v in weights.items() if not k.endswith("tracked")}
-        )
-        expected = {name: shape for name, shape in _shapes()}
+        weights = _random() if weights is None else weights
+        state = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+        expected = dict(_shapes())
         if {name: tuple(value.shape) for name, value in state.items()} != expected:
-            raise ValueError(
-                "These are not the weights of an EfficientNet-Lite0 in efficientnet-lite-pytorch's names."
-            )
+            raise ValueError("These weights are not those of efficientnet-lite-pytorch's Lite0.")
 
         self.stem = _Convolution(*_folded(state, "_conv_stem", "_bn0"), stride=2, groups=1)
         self.blocks = nn.ModuleList(_Block(state, layer) for layer in _layers())
@@ -85,7 +82,7 @@ class EfficientNetLite0(nn.Module):
         return _relu6(self.head(x)).mean((2, 3))
 
     def logits(self, images: Float[Tensor, "b 3 224 224"]) -> Float[Tensor, "b 1000"]:
-        """Scores of the ImageNet-1k classes, in the order of their WordNet ids; softmax gives probabilities."""
+        """Scores of the ImageNet-1k classes, in the order of their WordNet ids, before softmax."""
         return self.classifier(self.features(images))
 
     def forward(self, images: Float[Tensor, "b 3 224 224"]) -> Float[Tensor, "b 1280"]:
@@ -186,9 +183,8 @@ def _shapes() -> list[tuple[str, tuple[int, ...]]]:
     shapes: list[tuple[str, tuple[int, ...]]] = [("_fc.weight", (1000, 1280)), ("_fc.bias", (1000,))]
     for convolution, normalisation, shape in convolutions:
         shapes.append((convolution + ".weight", shape))
-        shapes += [
-            (f"{normalisation}.{n}", shape[:1]) for n in ("weight", "bias", "running_mean", "running_var")
-        ]
+        statistics = ("weight", "bias", "running_mean", "running_var")
+        shapes += [(f"{normalisation}.{name}", shape[:1]) for name in statistics]
     return shapes
 
 
