@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import AdamW
+
     from diffusion.autoencoders.autoencoder import Autoencoder
+    from diffusion.denoiser import AnyDenoiser
+    from diffusion.guidance import ClassifierFree
     from diffusion.networks.dit import DiT
+    from diffusion.noise import LogitNormal, Uniform
+    from diffusion.samplers.euler import Euler
+    from diffusion.samplers.heun import Heun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,7 @@ class DiTConfig:
     """One block in so many looks at the text tokens."""
 
     def build(self, *, channels: int, size: int, classes: int = 0, text_width: int | None = None) -> DiT:
-        """For latents of `channels` x `size` x `size`; classes 0 and text_width None leave that condition out."""
+        """For latents of `channels` x `size` x `size`; classes 0, text_width None: without that condition."""
         from diffusion.networks.dit import DiT
 
         return DiT(
@@ -96,3 +104,117 @@ class IdentityAutoencoderConfig:
 
 NetworkConfig = DiTConfig
 AutoencoderConfig = KLAutoencoderConfig | IdentityAutoencoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformConfig:
+    """Training times evenly over the path."""
+
+    kind: Literal["uniform"] = "uniform"
+    shift: float = 1.0
+    """Above 1, times move towards noise; give the sampler the same."""
+
+    def build(self) -> Uniform:
+        from diffusion.noise import Uniform
+
+        return Uniform(shift=self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormalConfig:
+    """Training times mostly in the middle of the path: logit(t) ~ N(mean, std^2)."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    """Above 1, times move towards noise; give the sampler the same."""
+
+    def build(self) -> LogitNormal:
+        from diffusion.noise import LogitNormal
+
+        return LogitNormal(mean=self.mean, std=self.std, shift=self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerConfig:
+    """First order: one call of the network a step."""
+
+    kind: Literal["euler"] = "euler"
+    steps: int = 50
+    shift: float = 1.0
+    """Above 1, more steps lie near the noise."""
+
+    def build(self) -> Euler:
+        from diffusion.samplers.euler import Euler
+
+        return Euler(steps=self.steps, shift=self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeunConfig:
+    """Second order: two calls of the network a step, and far fewer steps for the same error."""
+
+    kind: Literal["heun"] = "heun"
+    steps: int = 18
+    shift: float = 1.0
+    """Above 1, more steps lie near the noise."""
+
+    def build(self) -> Heun:
+        from diffusion.samplers.heun import Heun
+
+        return Heun(steps=self.steps, shift=self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """How far the conditions are followed, at the price of variety and of a second call of the network."""
+
+    scale: float = 2.0
+    """1 is no guidance."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """First and last time that is guided, 0 (image) to 1 (noise)."""
+
+    def build(self, denoiser: AnyDenoiser) -> ClassifierFree:
+        from diffusion.guidance import ClassifierFree
+
+        return ClassifierFree(denoiser, scale=self.scale, interval=self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """AdamW with a linear warm-up, a constant learning rate, and a linear cooldown at the end."""
+
+    lr: float = 1e-3
+    """Learning rate between warm-up and cooldown."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    """Largest norm of a gradient; None does not limit it."""
+    warmup: int = 5_000
+    """Images until the learning rate is reached."""
+    cooldown: int = 0
+    """Images before the end over which it falls to 0."""
+    ema: float = 0.1
+    """Width of the average over weights, relative to the length of the training so far."""
+
+    def build(self, module: nn.Module) -> AdamW:
+        """Fused, which `diffusion.training.fit` needs in order to skip a step on the device."""
+        from torch.optim import AdamW
+
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return AdamW(trained, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
+
+    def learning_rate(self, images_seen: int, *, batch: int, target_images: int) -> float:
+        """Of the step that begins at `images_seen`; the target matters in the cooldown alone."""
+        warm = (images_seen + batch) / self.warmup if self.warmup else 1.0
+        cool = (target_images - images_seen) / self.cooldown if self.cooldown else 1.0
+        return self.lr * min(1.0, warm, cool)
+
+    def before_cooldown(self, images_seen: int, *, batch: int, target_images: int) -> bool:
+        """Whether a training to `target_images` is, at `images_seen`, what every longer one is there too."""
+        return images_seen - batch <= target_images - self.cooldown
+
+
+TimesConfig = LogitNormalConfig | UniformConfig
+SamplerConfig = HeunConfig | EulerConfig

@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Peebles & Xie, 2023, with the block of LightningDiT (Yao et al., 2025): RMSNorm, QK-norm, SwiGLU, rotary.
+    """Peebles & Xie, 2023, with LightningDiT's block (Yao et al., 2025): RMSNorm, QK-norm, SwiGLU, rotary.
 
     Text tokens enter by cross-attention behind a learned null token, so that a sample without text (mask all
     False) still has something to look at; the pooled text, the class and the time enter by adaLN-zero. The
@@ -67,6 +67,10 @@ class DiT(nn.Module):
         text_width: channels of the text tokens and of the pooled vector; None for a network without.
         cross_every: one block in so many has cross-attention, counted from the first.
     """
+
+    cosine: Tensor
+    sine: Tensor
+    positions: Tensor
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class DiT(nn.Module):
         super().__init__()
         if size % patch:
             raise ValueError(
-                f"Latents of side {size} do not fall into patches of {patch}: choose a patch that divides {size}."
+                f"Patches of {patch} do not tile latents of side {size}: choose a patch that divides {size}."
             )
         if width % heads or (width // heads) % 4:
             raise ValueError(

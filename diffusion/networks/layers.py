@@ -107,6 +107,8 @@ class CrossAttention(nn.Module):
 class TimeEmbedding(nn.Module):
     """Sines and cosines of `scale` * c_noise, then a two-layer perceptron (Peebles & Xie, 2023)."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, *, frequencies: int = 128, scale: float = 1000.0) -> None:
         super().__init__()
         self.scale = scale

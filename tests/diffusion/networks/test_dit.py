@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,13 +48,12 @@ def test_padded_tokens_change_nothing() -> None:
     network, x, t, given = awake(build()), torch.randn(3, 4, 8, 8), torch.rand(3), conditioning()
     want = network(x, t, given)
 
-    other = conditioning()
-    other.pooled, other.label = given.pooled, given.label
     assert given.text is not None
     assert given.mask is not None
-    other.text = torch.cat([given.text, 100 * torch.randn(3, 5, TEXT)], dim=1)
-    other.text[0, 2:] = 1e3
-    other.mask = torch.cat([given.mask, torch.zeros(3, 5, dtype=torch.bool)], dim=1)
+    text = torch.cat([given.text, 100 * torch.randn(3, 5, TEXT)], dim=1)
+    text[0, 2:] = 1e3
+    mask = torch.cat([given.mask, torch.zeros(3, 5, dtype=torch.bool)], dim=1)
+    other = replace(given, text=text, mask=mask)
     torch.testing.assert_close(network(x, t, other), want, atol=1e-5, rtol=1e-5)
 
 
@@ -65,10 +66,7 @@ def test_every_condition_is_seen() -> None:
     assert given.label is not None
     changes = {"text": given.text + 1, "pooled": given.pooled + 1, "label": (given.label + 1) % CLASSES}
     for name, value in changes.items():
-        other = conditioning()
-        other.text, other.mask, other.pooled, other.label = given.text, given.mask, given.pooled, given.label
-        setattr(other, name, value)
-        assert (network(x, t, other) - want).abs().max() > 1e-4, name
+        assert (network(x, t, replace(given, **{name: value})) - want).abs().max() > 1e-4, name
     assert (network(x, t + 0.1, given) - want).abs().max() > 1e-4
 
 
