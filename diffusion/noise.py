@@ -1,6 +1,6 @@
 """How noise is mixed into latents, and how training draws the times at which it happens.
 
-A schedule is the path x_t = alpha(t) x + sigma(t) z from clean latents x at t = 0 to noise z ~ N(0, I) at t = 1.
+A schedule is the path x_t = alpha(t) x + sigma(t) z from clean latents x at t = 0 to noise z at t = 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def broadcast(coefficient: Float[Tensor, " b"], x: Float[Tensor, "b ..."]) -> Fl
 
 
 def shifted(t: Float[Tensor, "*s"], shift: float) -> Float[Tensor, "*s"]:
-    """Times in [0, 1] moved towards noise if shift > 1, as larger images need (Esser et al., 2024, Equation 23).
+    """Times moved towards noise if shift > 1, as larger images need (Esser et al., 2024, Equation 23).
 
     Give training and sampling the same shift.
     """
@@ -71,8 +71,8 @@ class RectifiedFlow(Schedule):
 class Times(ABC):
     """The distribution of training times, as its quantile function.
 
-    Evenly spread numbers in, evenly spread quantiles out: given `randomness.stratified`, every batch covers the
-    whole distribution.
+    Evenly spread numbers in, evenly spread quantiles out: with `randomness.stratified`, every batch covers
+    the whole distribution.
     """
 
     @abstractmethod

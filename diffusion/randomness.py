@@ -1,8 +1,9 @@
 """Random numbers as a function of what they are for, never of when, where or in which batch they are drawn.
 
 Each number is f(seed, stream, position): the position is a sample's place in the training stream or an
-image's index; the stream's name keeps numbers with different uses apart. Philox is counter-based (Salmon et al.,
-2011), so any position is reached at once, and a resumed or redistributed run draws what an unbroken one would.
+image's index; the stream's name keeps numbers with different uses apart. Philox is counter-based (Salmon et
+al., 2011), so any position is reached at once, and a resumed or redistributed run draws what an unbroken one
+would have drawn.
 """
 
 from __future__ import annotations

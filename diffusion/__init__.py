@@ -1,0 +1,52 @@
+"""Diffusion models in pure torch: a schedule, a denoiser and a sampler compose into a generative model.
+
+Names are loaded when they are first used, so that the configurations need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "config": (
+        "AutoencoderConfig DiTConfig EulerConfig GuidanceConfig HeunConfig IdentityAutoencoderConfig "
+        "KLAutoencoderConfig LogitNormalConfig NetworkConfig OptimizationConfig SamplerConfig TimesConfig "
+        "UniformConfig"
+    ),
+    "noise": "LogitNormal RectifiedFlow Schedule Times Uniform",
+    "preconditioning": "FlowVelocity Preconditioning",
+    "conditioning": "Conditioning",
+    "denoiser": "AnyDenoiser Denoiser",
+    "guidance": "ClassifierFree",
+    "latents": "LatentStatistics LatentSums Moments",
+    "losses": "flow_matching",
+    "ema": "EMA",
+    "training": "Progress TrainingState fit",
+    "samplers.sampler": "Sampler",
+    "samplers.euler": "Euler",
+    "samplers.heun": "Heun",
+    "networks.dit": "DiT",
+    "autoencoders.autoencoder": "Autoencoder",
+    "autoencoders.identity": "IdentityAutoencoder",
+    "autoencoders.kl": "KLAutoencoder",
+    "metrics.features": "EfficientNetLite0",
+    "metrics.frechet": "FeatureStatistics frechet_distance",
+    "metrics.kernel": "kernel_distance",
+    "metrics.neighbours": "nearest",
+    "metrics.precision_recall": "precision_recall",
+}
+_HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
