@@ -149,7 +149,9 @@ class DiT(nn.Module):
                 label = torch.full(c_noise.shape, self.classes, device=c_noise.device)
             condition = condition + self.label(label)
         if self.pooled is not None and conditioning.pooled is not None:
-            condition = condition + self.pooled(conditioning.pooled)
+            # Encoders give unit vectors, which would weigh little beside the time. A dropped one stays zero.
+            pooled = torch.nn.functional.rms_norm(conditioning.pooled, conditioning.pooled.shape[-1:])
+            condition = condition + self.pooled(pooled)
         return condition
 
     def context(
