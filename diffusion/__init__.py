@@ -31,13 +31,14 @@ _MODULES = {
     "autoencoders.identity": "IdentityAutoencoder",
     "autoencoders.kl": "KLAutoencoder",
     "metrics.features": "EfficientNetLite0",
-    "metrics.frechet": "FeatureStatistics frechet_distance",
+    "metrics.estimate": "Estimate",
+    "metrics.frechet": "FeatureStatistics frechet_distance frechet_estimate",
     "metrics.kernel": "kernel_distance",
     "metrics.neighbours": "nearest",
     "metrics.precision_recall": "precision_recall",
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,9 +26,9 @@ def exponent(width: float) -> float:
 class EMA:
     """Power-function average in fp32 (Karras et al., 2024, Section 3.1).
 
-    The average at images_seen = t weighs the parameters at tau by tau^gamma (Equation 1). Its window grows with
-    the training, so initial weights fade without a warm-up; and it depends on nothing but t, so a continued
-    training has the average of an unbroken one.
+    The average at images_seen = t weighs the parameters at tau by tau^gamma (Equation 1). Its window grows
+    with the training, so initial weights fade without a warm-up; and it depends on nothing but t, so a
+    continued training has the average of an unbroken one.
 
     Args:
         module: whose floating-point parameters are averaged; its buffers are not.

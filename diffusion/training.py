@@ -105,7 +105,7 @@ def fit(
 
     Between two items the state is whole: save it, or drop the generator and go on later with a new one, and
     the numbers are those of an unbroken training. DDP averages gradients over ranks, so each rank's sum of
-    losses is scaled by ranks / batch: the gradient is that of the global mean even where shares differ in size.
+    losses is scaled by ranks / batch: the gradient is that of the global mean, even if shares differ in size.
 
     Args:
         batches: this rank's shares of the global batches, from `state.images_seen` on.
