@@ -1,0 +1,12 @@
+"""Where images come from. A source lists what it holds without parsing a picture, and reads one at a time."""
+
+from __future__ import annotations
+
+from pipelines.sources.folder import FolderSource
+from pipelines.sources.idx import IdxSource
+from pipelines.sources.listing import Entry, Listing, Reader
+from pipelines.sources.zip import ZipSource
+
+Source = FolderSource | ZipSource | IdxSource
+
+__all__ = ["Entry", "FolderSource", "IdxSource", "Listing", "Reader", "Source", "ZipSource"]
