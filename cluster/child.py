@@ -1,7 +1,7 @@
 """Running a function in a disposable process, for bytes that nobody vouches for.
 
 The child has its own limits of memory and time, no Ray connection and no credentials in its environment.
-What it sends back is parsed, never unpickled, so that a child that was taken over can lie but not run code here.
+What it sends back is parsed, never unpickled: a child that was taken over can lie, but not run code here.
 """
 
 from __future__ import annotations

@@ -22,8 +22,23 @@ POLL = 0.5
 """Seconds between two looks of the driver at the gang's events."""
 WAITING = 10_000
 """Events that wait for the driver at most; older ones are dropped first."""
-FINAL = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, NotImplementedError)
-"""What would fail again: a gang that raises these ends, where it restarts for a lost process or connection."""
+
+
+class GangStopped(Exception):
+    """Raised in a worker that the driver no longer wants."""
+
+
+FINAL = (
+    GangStopped,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+)
+"""What would fail again: for these a gang ends, for a lost process or connection it starts again."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +71,13 @@ def run_gang(
     name: str,
     on_event: Callable[[dict[str, Any]], None],
     storage_path: str,
+    cancelled: threading.Event,
 ) -> dict[str, Any]:
     """A gang under Ray Train; waits for its end, and starts it again when it loses a worker.
 
     Args:
         name: shown in the dashboard; a suffix is added, so that no attempt finds an older one's state.
+        cancelled: ends the gang early when it is set: its workers stop at their next event.
         storage_path: where Ray Train keeps its own notes: a folder that every node sees, or a URL.
 
     Raises:
@@ -80,7 +97,13 @@ def run_gang(
     threads = resources.threads
     trainer = TorchTrainer(
         _enter,
-        train_loop_config={"worker": worker, "config": config, "threads": threads, "mailbox": mailbox},
+        train_loop_config={
+            "worker": worker,
+            "config": config,
+            "threads": threads,
+            "mailbox": mailbox,
+            "name": name,
+        },
         scaling_config=ScalingConfig(
             num_workers=resources.workers or 1, use_gpu=bool(resources.gpus), resources_per_worker=each
         ),
@@ -98,10 +121,13 @@ def run_gang(
     def follow() -> None:
         try:
             while not stop.wait(POLL):
+                if cancelled.is_set():
+                    raise GangStopped(f"{name} was interrupted.")
                 for event in ray.get(mailbox.take.remote()):
                     on_event(event)
         except BaseException as error:
             failed.append(error)
+            ray.get(mailbox.give_up.remote(GangStopped(str(error))))
 
     follower = threading.Thread(target=follow, name=f"events of {name}", daemon=True)
     follower.start()
@@ -116,7 +142,7 @@ def run_gang(
         on_event(event)
     final: Any = ray.get(mailbox.final.remote())
     ray.kill(mailbox)
-    for error in (final, *failed):
+    for error in (*failed, final):
         if error is not None:
             raise error
     return result.return_value or {}
@@ -135,8 +161,10 @@ class Mailbox:
     def final(self) -> BaseException | None:
         return self.error
 
-    def put(self, event: dict[str, Any]) -> None:
+    def put(self, event: dict[str, Any]) -> bool:
+        """Whether the gang is still wanted."""
         self.events.append(event)
+        return self.error is None
 
     def take(self) -> list[dict[str, Any]]:
         taken = list(self.events)
@@ -155,10 +183,17 @@ def _enter(loop: dict[str, Any]) -> dict[str, Any]:
         return {}
     torch.set_num_threads(loop["threads"])
     context = ray.train.get_context()
+    last: list[Any] = []
+
+    def event(told: dict[str, Any]) -> None:
+        if last and ray.wait(last, timeout=0)[0] and not ray.get(last.pop()):
+            raise GangStopped(loop["name"])
+        last[:] = [mailbox.put.remote(told)]
+
     member = Member(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
-        event=lambda event: mailbox.put.remote(event),
+        event=event,
         threads=loop["threads"],
     )
     try:

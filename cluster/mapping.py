@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.gang import GangWorker, run_alone, run_gang
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 Factory = Callable[[], Callable[[Any], Any]]
 """Opens what a worker needs (weights, datasets) and returns the function that is called on each item."""
+
+
+LOOK = 0.5
+"""Seconds between two looks whether the work was cancelled."""
 
 
 class WorkerLost(RuntimeError):
@@ -62,6 +67,10 @@ class Executor(Protocol):
         on_event: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
         """Runs `worker(config, member)` on `resources.workers` processes at once; what rank 0 returned."""
+        ...
+
+    def cancel(self) -> None:
+        """Makes calls that other threads are in raise soon."""
         ...
 
     def close(self) -> None: ...
@@ -107,6 +116,9 @@ class InlineExecutor:
         limit_threads(resources.threads)
         return run_alone(worker, config, threads=resources.threads, on_event=on_event)
 
+    def cancel(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -118,6 +130,7 @@ class RayExecutor:
     session: RaySession
     tries: int = 3
     """Workers that may die on one item before it is given up."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     parallel = True
 
@@ -155,7 +168,11 @@ class RayExecutor:
                     item = items[position]
                     call = actor.call.options(name=f"{name} {describe(item)}").remote(item)
                     running[call] = (actor, position, attempt)
-                ready, _ = ray.wait(list(running), num_returns=1)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+                if self.cancelled.is_set():
+                    raise RuntimeError(f"{name} was interrupted.")
+                if not ready:
+                    continue
                 actor, position, attempt = running.pop(ready[0])
                 try:
                     result = ray.get(ready[0])
@@ -193,7 +210,11 @@ class RayExecutor:
             name=name,
             on_event=on_event,
             storage_path=self.session.train_storage,
+            cancelled=self.cancelled,
         )
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
     def close(self) -> None:
         self.session.close()

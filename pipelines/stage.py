@@ -1,7 +1,7 @@
 """What a stage is: one frozen dataclass in one file, of one of two shapes.
 
-A `ShardStage` lists its output shards as data and makes one shard at a time; a `Stage` runs as a whole. Neither
-imports Ray: an executor of `cluster/` calls them, on Ray or in this process.
+A `ShardStage` lists its output shards as data and makes one shard at a time; a `Stage` runs as a whole.
+Neither imports Ray: an executor of `cluster/` calls them, on Ray or in this process.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Kind = Literal["dataset", "snapshot", "report"]
 
 @dataclass(frozen=True)
 class Input:
-    """Marks a field as naming another stage's output: `images: Annotated[str, Input("dataset", ("image",))]`."""
+    """Marks a field as naming another stage's output: `Annotated[str, Input("dataset", ("image",))]`."""
 
     kind: Kind
     columns: tuple[str, ...] = ()
-    """Columns of a dataset that the stage reads; only they enter its fingerprint. `image` is jpg, png or webp."""
+    """Columns of a dataset that it reads; only they enter its fingerprint. `image` is jpg, png or webp."""
 
 
 def execution(default: Any) -> Any:
-    """A field that decides how fast a stage runs and never what comes out: it stays out of the fingerprint."""
+    """A field that decides how fast a stage runs, never what comes out: not in the fingerprint."""
     if dataclasses.is_dataclass(default):
         return field(default_factory=lambda: default, metadata={"execution": True})
     return field(default=default, metadata={"execution": True})
@@ -83,11 +83,11 @@ class Artifact(Protocol):
 
 
 Inputs = Mapping[str, Any]
-"""Field name -> opened artifact: a `Dataset` or a `SnapshotFolder`; None for an optional input that is not set."""
+"""Field name -> opened `Dataset` or `SnapshotFolder`; None for an optional input that is not set."""
 
 Event = dict[str, Any]
-"""{"kind": "progress", "done", "total", "unit"}, {"kind": "metrics", "step", "values"}, {"kind": "picture", "name",
-"step", "png"} (bytes) or {"kind": "note", "text"}; the runner adds the stage's name and the time."""
+"""{"kind": "progress", "done", "total", "unit"}, {"kind": "metrics", "step", "values"}, {"kind": "picture",
+"name", "step", "png"} (bytes) or {"kind": "note", "text"}; the runner adds the stage's name and the time."""
 
 
 class Session(Protocol):
@@ -101,6 +101,11 @@ class Session(Protocol):
     scratch: Path
     """A local folder, removed afterwards."""
     resources: Resources
+
+    @property
+    def lease(self) -> int:
+        """Number of the lease on `checkpoints`: it stands in every checkpoint; readers take the highest."""
+        ...
 
     def event(self, event: Event) -> None: ...
 
@@ -118,12 +123,14 @@ class _Stage(ABC):
     version: ClassVar[int] = 1
     """Raised when the output would change for equal inputs."""
     output: ClassVar[Kind]
+    accelerated: ClassVar[bool] = False
+    """Whether it runs faster on a GPU, and is given one where there is one."""
 
     resources: Resources = execution(Resources())
 
     @classmethod
     def name(cls) -> str:
-        """`TrainAutoencoder` -> `train_autoencoder`: file, command, MLflow run and manifest have this name."""
+        """`TrainAutoencoder` -> `train_autoencoder`: file, command, MLflow run and manifest have it."""
         return "".join("_" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("_")
 
     @classmethod
@@ -151,8 +158,12 @@ class _Stage(ABC):
         }
 
     def external(self) -> dict[str, str]:
-        """Digests of what the stage reads beside its inputs (source files, weights), computed when planning."""
+        """Digests of what it reads beside its inputs (source files, weights), computed when planning."""
         return {}
+
+    def bytes_needed(self, inputs: Inputs) -> int:
+        """Roughly what its output takes in the store, told to the user before there is too little room."""
+        return 0
 
     @abstractmethod
     def summary(self) -> str:
@@ -165,35 +176,56 @@ class ShardStage(_Stage):
 
     output: ClassVar[Kind] = "dataset"
     primary: ClassVar[str] = ""
-    """The input whose shards, splits and rows the output has; "" where `plan` and `rows` are the stage's own."""
+    """The input whose shards, splits and rows the output has; "" where the stage has its own."""
 
     max_rejects: float = execution(0.05)
     """Share of rejected samples above which the stage stops."""
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
         """The output's shards. Must be cheap: the driver calls it."""
-        return [
-            ShardPlan(name=s.name, split=s.split, count=s.samples) for s in inputs[self.primary].shards
-        ]
+        return [ShardPlan(name=s.name, split=s.split, count=s.samples) for s in inputs[self.primary].shards]
 
     def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
         """The rows of one output shard in key order, without making them: the worker calls it."""
-        columns = {n: self.columns(n) for n, i in self.inputs().items() if i.kind == "dataset" and inputs[n] is not None}
+        columns = {
+            n: self.columns(n)
+            for n, i in self.inputs().items()
+            if i.kind == "dataset" and inputs[n] is not None
+        }
         index = {n: inputs[n].index(shard.name) for n in columns}
         first = index[self.primary]
         for name, other in index.items():
             if other.keys != first.keys:
-                raise ValueError(f"{name} and {self.primary} differ in the rows of shard {shard.name}: not of one line.")
+                raise ValueError(
+                    f"{name} and {self.primary} differ in the rows of shard {shard.name}: not of one line."
+                )
         rows = []
         for n, key in enumerate(first.keys):
             reject = next((i.reasons[n] for i in index.values() if i.reasons[n]), None)
-            reads = () if reject else tuple(d for name, c in columns.items() for d in index[name].digests(n, c))
+            reads = (
+                () if reject else tuple(d for name, c in columns.items() for d in index[name].digests(n, c))
+            )
             rows.append(Row(key=key, reads=reads, reject=reject))
         return rows
 
+    def work(self) -> dict[str, Any]:
+        """What decides every sample alike, beside the bytes that its row reads and its snapshots.
+
+        By default all meaning and `external()`. A stage leaves out what only arranges samples (shard size,
+        split), so that these can change without making a sample again.
+        """
+        return {"meaning": self.meaning(), "external": self.external()}
+
+    def shared(self, members: Mapping[str, bytes]) -> Sequence[str]:
+        """Full names of the shared members that a sample with these members needs."""
+        return ()
+
+    def bytes_needed(self, inputs: Inputs) -> int:
+        return sum(shard.bytes for shard in inputs[self.primary].shards) if self.primary else 0
+
     @abstractmethod
     def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
-        """Loads what is needed (torch, weights) and returns the function that makes the given rows of a shard."""
+        """Loads what is needed (torch, weights); returns the function that makes given rows of a shard."""
 
     def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
         """Fields for the manifest, computed in shard order from the finished shards (statistics)."""
@@ -203,6 +235,9 @@ class ShardStage(_Stage):
 @dataclass(frozen=True, kw_only=True)
 class Stage(_Stage):
     """Runs as a whole: training, evaluation, views."""
+
+    length: ClassVar[tuple[str, ...]] = ("images_seen",)
+    """Fields that only say how long: runs that differ in nothing else share their checkpoints."""
 
     @abstractmethod
     def run(self, session: Session) -> dict[str, Any]:

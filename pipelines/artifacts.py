@@ -1,0 +1,71 @@
+"""Finished outputs: folders with a manifest, opened as what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.storage import Storage
+from pipelines.dataset import MANIFEST, Dataset, read_manifest
+from pipelines.shards import canonical
+from pipelines.stage import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where an input lies; small enough to send to any worker, which opens it there."""
+
+    kind: Kind
+    url: str
+    reference: str
+    """As the recipe says it."""
+
+    def open(self) -> Any:
+        """A `Dataset`, a `SnapshotFolder` or a `Report`.
+
+        Raises:
+            ValueError: nothing finished lies there, or something else.
+        """
+        return open_artifact(self.kind, Storage.at(self.url))
+
+
+class Report:
+    """An evaluation's folder."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.manifest: dict[str, Any] = read_manifest(storage)
+
+    def digest(self) -> str:
+        return hashlib.sha256(canonical(self.manifest.get("report", {}))).hexdigest()
+
+
+def open_artifact(kind: Kind, storage: Storage) -> Any:
+    if kind == "dataset":
+        return Dataset.open(storage)
+    if kind == "snapshot":
+        from pipelines.models import SnapshotFolder
+
+        return SnapshotFolder.open(storage)
+    return Report(storage)
+
+
+def finished(storage: Storage) -> bool:
+    return storage.exists(MANIFEST)
+
+
+def locate(reference: str, kind: Kind) -> Source:
+    """A dataset or snapshot from outside the recipe: a path, a URL, or `models:/name@alias`.
+
+    Raises:
+        ValueError: nothing finished lies there, or the registry does not know it.
+    """
+    if reference.startswith("models:/"):
+        from pipelines.models import registered
+
+        return Source(kind=kind, url=registered(reference), reference=reference)
+    storage = Storage.at(reference)
+    if not finished(storage):
+        raise ValueError(f"There is no finished {kind} at {reference}.")
+    return Source(kind=kind, url=storage.url, reference=reference)

@@ -1,0 +1,112 @@
+"""Runs what a recipe has not done yet. The same command again is the resume.
+
+Everything that is finished is found from the store; nothing heavy is imported, and Ray is not started, before
+a stage must run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.mapping import Executor, InlineExecutor, RayExecutor
+from cluster.session import RaySession
+from cluster.storage import Storage
+from pipelines.events import Bus, Listener, recorded
+from pipelines.execute import Run, StageError, check_room
+from pipelines.journal import Journal
+from pipelines.plan import Plan, PlannedStage, Planner, Recipe, plan
+
+__all__ = ["Plan", "PlannedStage", "RunResult", "StageError", "plan", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    plan: Plan
+    """As it stands at the end."""
+    ran: tuple[str, ...]
+    """Stages that were not done at the start, in the order in which they ended."""
+    seconds: float
+    dashboard_url: str | None = None
+
+
+def run(
+    recipe: Recipe,
+    store: Storage,
+    *,
+    executor: Literal["ray", "inline"] | Executor = "ray",
+    until: str | None = None,
+    force: Iterable[str] = (),
+    listeners: Sequence[Listener] = (),
+    record: bool = True,
+    patience: float = 30.0,
+) -> RunResult:
+    """Runs every stage that is not done, each as soon as its inputs are and its resources fit.
+
+    Args:
+        until: only this stage and what it needs.
+        force: stages to run though they are finished; their output and checkpoints are deleted first.
+        listeners: called with every event, one at a time, in whichever thread it happens.
+        record: whether the run is recorded in MLflow.
+        patience: seconds that another driver's heartbeat may stand still before a training is taken over.
+
+    Raises:
+        ValueError: a mistake of the recipe, or too little room in the store: nothing has run.
+        StageError: a stage failed; the others that were running have been finished.
+        KeyboardInterrupt: as it came; finished shards and checkpoints stay.
+    """
+    start = time.monotonic()
+    planner = Planner(recipe, store, until=until, force=force)
+    first = planner.plan()
+    bus = Bus(list(listeners))
+    bus({"kind": "plan", "stage": "", "recipe": recipe.name, "store": store.url,
+         "stages": [stage.as_json() for stage in first.stages]})  # fmt: skip
+    if first.done:
+        seconds = time.monotonic() - start
+        bus({"kind": "run_end", "stage": "", "state": "done", "seconds": seconds})
+        return RunResult(plan=first, ran=(), seconds=seconds)
+    check_room(store, first.stages)
+    chosen = _executor(executor, store)
+    running = Run(planner=planner, executor=chosen, bus=bus, patience=patience)
+    state, error = "failed", ""
+    with contextlib.ExitStack() as stack:
+        if chosen is not executor:
+            stack.callback(chosen.close)
+        running.journal = Journal(store, recipe.name, getattr(recipe, "text", ""))
+        running.journal.open()
+        bus.listeners.append(running.journal)
+        if record:
+            bus.listeners.append(stack.enter_context(recorded(store, recipe, bus)))
+        try:
+            running.all_stages()
+            state = "done"
+        except KeyboardInterrupt:
+            state, error = "interrupted", "Interrupted; the same command goes on from here."
+            running.stop.set()
+            raise
+        except Exception as failure:
+            error = str(failure)
+            raise
+        finally:
+            bus({"kind": "run_end", "stage": "", "state": state, "error": error,
+                 "seconds": time.monotonic() - start})  # fmt: skip
+            running.report()
+    return RunResult(
+        plan=planner.plan(),
+        ran=tuple(running.ran),
+        seconds=time.monotonic() - start,
+        dashboard_url=chosen.session.dashboard_url if isinstance(chosen, RayExecutor) else None,
+    )
+
+
+def _executor(chosen: Literal["ray", "inline"] | Executor, store: Storage) -> Executor:
+    if chosen == "inline":
+        return InlineExecutor()
+    if chosen == "ray":
+        session = RaySession(shared=store.folder("cache").folder("ray").url)
+        session.begin()
+        return RayExecutor(session)
+    return chosen
