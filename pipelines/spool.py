@@ -1,7 +1,7 @@
 """What is to be recorded, kept on disk until MLflow has it: appending takes a disk write and nothing else.
 
-Each process that records writes a file of its own, one JSON record a line, and holds a lock on it for as long
-as it lives; a flusher (`pipelines.flush`) in another process reads the files, keeps how far it came in a cursor
+Each process that records writes a file of its own, one JSON record a line, and holds a lock on it while it
+lives. A flusher (`pipelines.flush`) in another process reads the files, keeps how far it came in a cursor
 beside each, and deletes what is flushed. A torn last line (the writer was killed) is not a record.
 """
 

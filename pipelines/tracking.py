@@ -24,6 +24,8 @@ from cluster.storage import LocalStorage, Storage, cache_folder
 from pipelines.spool import Record, Spool, files
 
 Event = Mapping[str, Any]
+STATUS = {"done": "FINISHED", "failed": "FAILED"}
+"""The runner's word -> MLflow's; a run that was interrupted is KILLED."""
 RATE_EVERY = 5.0
 """Seconds between two recorded rates of a stage."""
 
@@ -114,11 +116,13 @@ class Tracker:
         self._run = ""
         self._stages: dict[str, str] = {}
         self._rates: dict[str, tuple[float, float]] = {}
-        self._failed = False
+        self._status = "KILLED"
 
     def __call__(self, event: Event) -> None:
         kind, stage = event["kind"], event.get("stage")
-        if kind == "stage_start" and stage:
+        if kind == "run_end":
+            self._status = STATUS.get(str(event.get("state") or "done"), "KILLED")
+        elif kind == "stage_start" and stage:
             self._start(stage, event)
         elif self._spool is not None and stage in self._stages:
             handler = {
@@ -139,8 +143,8 @@ class Tracker:
             return True
         if report is not None:
             self._append("artifact", self._run, name="report.html", path=str(report))
-        self._append("run_end", self._run, status="FAILED" if self._failed else "FINISHED")
-        if not self._failed:
+        self._append("run_end", self._run, status=self._status)
+        if self._status == "FINISHED":
             self._identity.unlink(missing_ok=True)
         self._spool.close()
         self._spool = None
@@ -196,7 +200,6 @@ class Tracker:
     def _end(self, event: Event, identity: str) -> None:
         stage = event["stage"]
         failed = bool(event.get("error"))
-        self._failed = self._failed or failed
         manifest = event.get("manifest") or self._manifest(event)
         if manifest and not failed:
             self._append("facts", identity, **facts(manifest, url=str(event.get("folder") or "")))

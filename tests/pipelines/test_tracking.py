@@ -103,16 +103,9 @@ def train(tracker: Tracker, *, steps: range, end: bool = True) -> None:
         )
     tracker({"kind": "picture", "stage": "base", "time": 1e9, "name": "samples", "step": 7, "png": png()})
     if end:
-        tracker(
-            {
-                "kind": "stage_end",
-                "stage": "base",
-                "time": 2e9,
-                "manifest": MANIFEST,
-                "seconds": 3.0,
-                "folder": "/s/x",
-            }
-        )
+        ended = {"kind": "stage_end", "stage": "base", "time": 2e9, "seconds": 3.0, "folder": "/s/x"}
+        tracker({**ended, "state": "done", "error": None, "manifest": MANIFEST})
+        tracker({"kind": "run_end", "stage": "", "time": 2e9, "state": "done"})
 
 
 def assert_recorded_once(store: Storage, *, steps: range) -> None:
