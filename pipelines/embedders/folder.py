@@ -1,0 +1,45 @@
+"""Local folders of weights: what is read from them, and the digest that stands for it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def local_folder(path: str, needs: Sequence[str] = ()) -> Path:
+    """The folder, with each file of `needs` and safetensors in it; `ValueError` otherwise.
+
+    Weights in pickles (`.bin`, `.pt`) are not read: they can run code.
+    """
+    folder = Path(path.removeprefix("local-dir:")).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; put the encoder's config and safetensors there.")
+    for name in needs:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}.")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has no .safetensors file; convert its weights (pickles are not read).")
+    return folder
+
+
+def folder_digest(path: str, patterns: Sequence[str]) -> str:
+    """sha256 over names and bytes of the files that match; each read once a process."""
+    folder = local_folder(path)
+    files = sorted(
+        {file for pattern in patterns for file in folder.glob(pattern)}, key=lambda file: file.name
+    )
+    hasher = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        hasher.update(
+            f"{file.name} {_file_digest(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)}\n".encode()
+        )
+    return hasher.hexdigest()
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, modified: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
