@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion.conditioning import Conditioning
 from diffusion.networks.layers import (
     CrossAttention,
-    RMSNorm,
+    Norm,
     SelfAttention,
     SwiGLU,
     TimeEmbedding,
@@ -23,10 +23,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, *, cross: bool) -> None:
         super().__init__()
-        self.norm1, self.norm2 = RMSNorm(width, scale=False), RMSNorm(width, scale=False)
+        self.norm1, self.norm2 = Norm(width, scale=False), Norm(width, scale=False)
         self.attention = SelfAttention(width, heads)
         self.mlp = SwiGLU(width, hidden)
-        self.cross_norm = RMSNorm(width) if cross else None
+        self.cross_norm = Norm(width) if cross else None
         self.cross = CrossAttention(width, heads) if cross else None
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Peebles & Xie, 2023, with LightningDiT's block (Yao et al., 2025): RMSNorm, QK-norm, SwiGLU, rotary.
+    """Peebles & Xie, 2023, with QK-norm, SwiGLU and rotary positions as in LightningDiT (Yao et al., 2025).
 
     Text tokens enter by cross-attention behind a learned null token, so that a sample without text (mask all
     False) still has something to look at; the pooled text, the class and the time enter by adaLN-zero. The
@@ -103,7 +103,7 @@ class DiT(nn.Module):
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.pooled = nn.Linear(text_width, width, bias=False) if text_width else None
         self.text = nn.Linear(text_width, width) if text_width else None
-        self.text_norm = RMSNorm(text_width) if text_width else None
+        self.text_norm = Norm(text_width) if text_width else None
         self.null = nn.Parameter(0.02 * torch.randn(width)) if text_width else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
@@ -114,7 +114,7 @@ class DiT(nn.Module):
             Block(width, heads, hidden, cross=text_width is not None and index % cross_every == 0)
             for index in range(depth)
         )
-        self.norm = RMSNorm(width, scale=False)
+        self.norm = Norm(width, scale=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * channels)
         for layer in (self.modulation, self.out):
