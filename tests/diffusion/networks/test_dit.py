@@ -64,7 +64,11 @@ def test_every_condition_is_seen() -> None:
     assert given.text is not None
     assert given.pooled is not None
     assert given.label is not None
-    changes = {"text": given.text + 1, "pooled": given.pooled + 1, "label": (given.label + 1) % CLASSES}
+    changes = {
+        "text": torch.randn_like(given.text),
+        "pooled": given.pooled + 1,
+        "label": (given.label + 1) % CLASSES,
+    }
     for name, value in changes.items():
         assert (network(x, t, replace(given, **{name: value})) - want).abs().max() > 1e-4, name
     assert (network(x, t + 0.1, given) - want).abs().max() > 1e-4
