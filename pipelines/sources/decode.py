@@ -37,6 +37,9 @@ class Picture:
 
     image: Any
     """PIL image of mode RGB or L; it may be smaller than the file's, where a small one was asked for."""
+    width: int
+    """px, of the file's picture once upright."""
+    height: int
     kind: str
     """jpg, png or webp: what its bytes are."""
     same: bool
@@ -66,6 +69,8 @@ def decode(
     if len(data) > max_bytes:
         raise Reject("too_large")
     kind = kind_of(data)
+    if kind == "webp" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        raise Reject("truncated")
     if kind is None:
         raise Reject("not_an_image")
     if kind not in DECODED:
@@ -94,7 +99,10 @@ def decode(
         raise Reject("unreadable") from error
     plain = image.mode in ("RGB", "L") and "transparency" not in image.info
     same = plain and not turned and profiled is pixels and image.format in ("JPEG", "PNG", "WEBP")
-    return Picture(upright, kind, same)
+    # Orientations 5 to 8 lie on their side.
+    lying = upright.size == flat.size[::-1]
+    width, height = image.size[::-1] if turned and lying else image.size
+    return Picture(upright, width, height, kind, same)
 
 
 _ORIENTATION = 0x0112

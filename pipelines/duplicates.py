@@ -1,0 +1,130 @@
+"""Near-duplicates: a perceptual hash, and the clusters of those that nearly agree.
+
+Splits are made over clusters, so that no near-copy of a training image is tested on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_SIDE = 32
+_LOW = 8
+_FLAT = 2.0
+"""Standard deviation, in gray levels, below which a picture has no shape to compare."""
+_BANDS = 4
+_BAND_BITS = 16
+REACH = 2 * _BANDS - 1
+"""Largest distance in bits at which every pair is found: of 4 bands one then differs in at most 1 bit."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is kept of a picture to find its near-duplicates."""
+
+    hash: int
+    """64 bits; see `look`."""
+    mirrored: int
+    """That of the picture seen in a mirror."""
+
+
+def look(image: Any) -> Look | None:
+    """Perceptual hash of a PIL image (pHash, Zauner, 2010): which low DCT coefficients are above the median.
+
+    None for a picture without shape, whose bits would be noise. Survives resizing, JPEG and, with `mirrored`,
+    flips; not crops of more than a few per cent.
+    """
+    from PIL import Image
+
+    gray = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    values = np.asarray(gray, dtype=np.float64)
+    if values.std() < _FLAT:
+        return None
+    basis = _cosines()
+    low = (basis @ values @ basis.T)[:_LOW, :_LOW]
+    # A mirror turns the sign of every odd horizontal frequency.
+    signs = np.where(np.arange(_LOW) % 2, -1.0, 1.0)
+    return Look(_bits(low), _bits(low * signs))
+
+
+def clusters(digests: Sequence[str], looks: Sequence[Look | None], distance: int) -> list[int]:
+    """Cluster number of each image: equal digests, or a chain of looks that differ in few bits.
+
+    Args:
+        digests: of the bytes; "" belongs to no cluster but its own.
+        looks: of the pictures; None has only its digest.
+        distance: at most so many bits of 64 (0 to 7); -1 for equal bytes only.
+
+    Returns:
+        For each image the smallest index in its cluster.
+    """
+    if not -1 <= distance <= REACH:
+        raise ValueError(f"A distance of {distance} bits is not within -1 to {REACH}.")
+    parents = np.arange(len(digests))
+
+    def root(n: int) -> int:
+        while parents[n] != n:
+            parents[n] = parents[parents[n]]
+            n = int(parents[n])
+        return n
+
+    def unite(a: int, b: int) -> None:
+        a, b = root(a), root(b)
+        parents[max(a, b)] = min(a, b)
+
+    firsts: dict[str | int, int] = {}
+    for n, digest in enumerate(digests):
+        if digest:
+            unite(n, firsts.setdefault(digest, n))
+    if distance >= 0:
+        members: dict[int, int] = {}
+        for n, seen in enumerate(looks):
+            if seen is not None:
+                unite(n, members.setdefault(seen.hash, n))
+        hashes = np.fromiter(members, dtype=np.uint64, count=len(members))
+        owners = list(members.values())
+        mirrors = np.array([looks[n].mirrored for n in owners], dtype=np.uint64)  # pyright: ignore[reportOptionalMemberAccess]
+        for other in (hashes, mirrors):
+            for a, b in _pairs(hashes, other, distance):
+                unite(owners[a], owners[b])
+    return [root(n) for n in range(len(digests))]
+
+
+def _pairs(left: np.ndarray, right: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
+    """Index pairs of hashes at most `distance` bits apart (multi-index hashing, Norouzi et al., 2012)."""
+    probes = [0, *(1 << bit for bit in range(_BAND_BITS))] if distance >= _BANDS else [0]
+    for band in range(_BANDS):
+        shift = np.uint64(band * _BAND_BITS)
+        keys = (left >> shift) & np.uint64(0xFFFF)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        wanted = (right >> shift) & np.uint64(0xFFFF)
+        for probe in probes:
+            target = wanted ^ np.uint64(probe)
+            low, high = np.searchsorted(keys, target, "left"), np.searchsorted(keys, target, "right")
+            for start in range(0, len(right), 4096):
+                counts = (high - low)[start : start + 4096]
+                b = np.repeat(np.arange(start, start + len(counts)), counts)
+                offsets = np.arange(len(b)) - np.repeat(np.cumsum(counts) - counts, counts)
+                a = order[np.repeat(low[start : start + 4096], counts) + offsets]
+                near = np.bitwise_count(left[a] ^ right[b]) <= distance
+                near &= a != b
+                yield from zip(a[near].tolist(), b[near].tolist(), strict=True)
+
+
+def _bits(low: np.ndarray) -> int:
+    values = low.flatten()
+    # The first coefficient is brightness, which says nothing of shape.
+    values[0] = np.median(values[1:])
+    return int.from_bytes(np.packbits(values > np.median(values[1:])).tobytes(), "big")
+
+
+@functools.cache
+def _cosines() -> np.ndarray:
+    """The DCT-II as a matrix."""
+    k, n = np.mgrid[:_SIDE, :_SIDE]
+    return np.cos(np.pi * k * (2 * n + 1) / (2 * _SIDE))

@@ -1,0 +1,112 @@
+"""Train, validation and test: by cluster of near-duplicates, before any shard is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Shares of the clusters of near-duplicates. A split that the source states is kept."""
+
+    validation: float = 0.05
+    """Share held out for choosing and for loss curves."""
+    test: float = 0.05
+    """Share held out for the final scores."""
+    distance: int | None = 4
+    """Bits of 64 in which the perceptual hashes of near-duplicates differ at most (0 to 7); None: only equal
+    files count, and no picture is decoded while planning."""
+
+    def __post_init__(self) -> None:
+        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+            raise ValueError(
+                f"split: validation {self.validation:g} and test {self.test:g} must be 0 or more and below 1 together."
+            )
+        if self.distance is not None and not 0 <= self.distance <= 7:
+            raise ValueError(f"split.distance is {self.distance}; it must be 0 to 7, or null.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """The split of each input, and what it could not keep apart."""
+
+    splits: list[str]
+    clusters: int
+    """Clusters of two images or more."""
+    clustered: int
+    """Images in them."""
+    leaks: int
+    """Held-out images with a near-duplicate in train: only where the source's own split has them."""
+    exact_leaks: int
+    """Of these, those whose very bytes are in train."""
+
+
+def assign(
+    keys: Sequence[str],
+    digests: Sequence[str],
+    stated: Sequence[str | None],
+    clusters: Sequence[int],
+    *,
+    split: Split,
+    seed: int,
+) -> Assignment:
+    """Each cluster goes where the hash of its smallest key falls.
+
+    Where a member's split is stated it stays, and the others of its cluster follow the first such one. Adding
+    images leaves a cluster where it is, unless one of them joins it with a smaller key.
+    """
+    groups: dict[int, list[int]] = {}
+    for n, cluster in enumerate(clusters):
+        groups.setdefault(cluster, []).append(n)
+    splits = [""] * len(keys)
+    for members in groups.values():
+        members.sort(key=lambda n: keys[n])
+        place = next((s for n in members if (s := stated[n])), None) or _draw(keys[members[0]], split, seed)
+        for n in members:
+            splits[n] = stated[n] or place
+    leaks = [
+        n
+        for members in groups.values()
+        if any(splits[n] == "train" for n in members)
+        for n in members
+        if splits[n] != "train"
+    ]
+    trained = {digest for digest, place in zip(digests, splits, strict=True) if digest and place == "train"}
+    many = [len(members) for members in groups.values() if len(members) > 1]
+    return Assignment(
+        splits=splits,
+        clusters=len(many),
+        clustered=sum(many),
+        leaks=len(leaks),
+        exact_leaks=sum(digests[n] in trained for n in leaks),
+    )
+
+
+def shard_names(keys: Sequence[str], splits: Sequence[str], samples_per_shard: int) -> list[str]:
+    """The shard of each key: its hash range within its split, of the smallest power of two of shards.
+
+    The name's first digit is the split's, so that one split's growth renames no shard of another.
+    """
+    order = ("train", "validation", "test")
+    counts = {split: sum(s == split for s in splits) for split in order}
+    shards = {split: 1 << max(0, -(-n // samples_per_shard) - 1).bit_length() for split, n in counts.items()}
+    step = max(10_000, 10 ** len(str(max(shards.values()) - 1)))
+    names = []
+    for key, split in zip(keys, splits, strict=True):
+        number = (_unit(key) * shards[split]) >> 64
+        names.append(f"{order.index(split) * step + number:05d}")
+    return names
+
+
+def _draw(key: str, split: Split, seed: int) -> str:
+    place = _unit(f"{seed}:{key}") / 2**64
+    if place < split.test:
+        return "test"
+    return "validation" if place < split.test + split.validation else "train"
+
+
+def _unit(text: str) -> int:
+    """64 bits of hash."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
