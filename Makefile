@@ -3,10 +3,10 @@
 # make lint                 ruff, types, and the direction of imports
 # make bench [only=WORD]    what is measured, into tests/benchmarks/results.jsonl
 #
-# Each sets up .venv on first use. TORCH=cpu leaves the GPU libraries out; PYTHON=... picks the interpreter.
+# Each sets up .venv on first use; TORCH=cpu then leaves the GPU libraries out, PYTHON=... picks the interpreter.
 
 PYTHON ?= python3
-TORCH ?=
+TORCH ?= $(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*))
 PROMPTS ?= "a red fox" "a birthday cake" "a rocket"
 BIN := .venv/bin
 INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))

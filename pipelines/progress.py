@@ -81,7 +81,7 @@ class Board:
     def take(self, event: Event) -> None:
         name = event.get("stage")
         kind, time = event["kind"], float(event.get("time") or 0.0)
-        if name is None:
+        if not name:
             if kind == "note":
                 self.notes.append(str(event["text"]))
             return
@@ -183,7 +183,7 @@ class Lines:
             self._say(note)
         self._board.notes = []
         name, kind, time = event.get("stage"), event["kind"], float(event.get("time") or 0.0)
-        if name is None:
+        if not name:
             return
         row = self._board.rows[name]
         if kind == "stage_start":

@@ -1,0 +1,33 @@
+"""What every command says, and how: for people on the terminal, or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster.storage import Storage
+
+
+def console() -> Console:
+    """For people: colours and live rows where stdout is a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def store(url: str | None) -> Storage:
+    """The store: what the command says, else LATENTMILL_STORE, else ./store."""
+    from cluster.storage import Storage
+
+    return Storage.at(url or os.environ.get("LATENTMILL_STORE") or "store")
+
+
+def say_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")

@@ -1,0 +1,70 @@
+"""`latentmill plan`: what a run would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, UseAppendAction
+
+from pipelines.commands.arguments import StorePath, Switch, shown_as
+from pipelines.commands.console import console, say_json, store
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipelines.plan import Plan as PipelinePlan
+
+MARKS = {"done": ("green", "✓"), "run": ("bold", "▸"), "after": ("dim", "·")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Show what `run` would do, and why: nothing is run."""
+
+    recipe: Annotated[Positional[str], shown_as("RECIPE")]
+    """A recipe's file, or the name of a shipped one."""
+    until: Annotated[str | None, shown_as("STAGE")] = None
+    """Only this stage and those it needs."""
+    force: Annotated[UseAppendAction[tuple[str, ...]], shown_as("STAGE")] = ()
+    """A stage that would run though it is finished; may be repeated."""
+    store: StorePath = None
+    """Where results lie."""
+    json: Switch = False
+    """Print JSON."""
+
+    def __call__(self, flags: Sequence[str]) -> int:
+        from pipelines import config
+        from pipelines.pipeline import plan
+
+        recipe = config.load(self.recipe, flags)
+        planned = plan(recipe, store(self.store), until=self.until, force=self.force)
+        if self.json:
+            say_json(
+                {
+                    "recipe": planned.recipe,
+                    "store": planned.store,
+                    "stages": [s.as_json() for s in planned.stages],
+                }
+            )
+        else:
+            console().print(table(planned))
+        return 0
+
+
+def table(planned: PipelinePlan) -> RenderableType:
+    """One line a stage: its state, what it takes, and why it runs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(4):
+        rows.add_column()
+    for stage in planned.stages:
+        style, mark = MARKS[stage.state]
+        kind = stage.stage.name()
+        name = stage.name if stage.name == kind else f"{stage.name} ({kind})"
+        why = "finished" if stage.state == "done" else stage.reason
+        rows.add_row(Text(mark, style), Text(name, style), Text(stage.stage.summary()), Text(why, "dim"))
+    return rows

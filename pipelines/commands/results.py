@@ -1,0 +1,64 @@
+"""What an evaluation found, as lines for a terminal: each score with its meaning, and its floor beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Scores = Mapping[str, Any]
+
+
+def lines(scores: Scores) -> list[str]:
+    """Nothing where nothing was evaluated."""
+    told = _distances(scores)
+    told += _coverage(scores)
+    told += _conditioning(scores)
+    told += _copies(scores)
+    return told
+
+
+def _distances(scores: Scores) -> list[str]:
+    rows = scores.get("rows") or []
+    if not rows:
+        return []
+    width = max(len(row["label"]) for row in rows)
+    told = [f"{scores['name']} x 1000: how far two sets of images lie apart; real against real is the floor"]
+    for row in rows:
+        kid = {k: 1000 * row["kid"][k] for k in ("value", "low", "high")}
+        floor = "   <- the floor" if row.get("role") == "floor" else ""
+        told.append(
+            f"  {row['label']:{width}}  {kid['value']:7.1f}  ({kid['low']:.1f} to {kid['high']:.1f}){floor}"
+        )
+    return told
+
+
+def _coverage(scores: Scores) -> list[str]:
+    main = next((row for row in scores.get("rows") or [] if row.get("role") == "main"), {})
+    told = []
+    if main.get("precision") is not None:
+        told.append(f"precision {main['precision']:.0%}: generated images that lie among the real ones")
+    if main.get("recall") is not None:
+        told.append(f"recall {main['recall']:.0%}: real images that the generated ones cover")
+    return told
+
+
+def _conditioning(scores: Scores) -> list[str]:
+    text = scores.get("conditioning")
+    if not text:
+        return []
+    meaning = "the model reads its captions" if text["low"] > 0 else "no effect of the captions is shown"
+    return [
+        f"held-out loss {text['true']:.4f} with the true captions, {text['shuffled']:.4f} with shuffled ones "
+        f"(difference {text['difference']:.4f}, {text['low']:.4f} to {text['high']:.4f}): {meaning}"
+    ]
+
+
+def _copies(scores: Scores) -> list[str]:
+    near = scores.get("neighbours")
+    if not near:
+        return []
+    return [
+        f"distance to the nearest training image {near['generated']['median']:.3g}, of held-out real images "
+        f"{near['held_out']['median']:.3g}: {near['closer']['value']:.1%} of the generated ones lie closer "
+        "than 99 % of the real ones do (about 1 % is to be expected)"
+    ]

@@ -1,0 +1,186 @@
+"""`latentmill run`: do what is not done; the same command again is resume."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, UseAppendAction
+
+from pipelines.commands.arguments import StorePath, Switch, shown_as
+from pipelines.commands.console import console, say_json, store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster.session import RaySession
+    from cluster.storage import Storage
+    from pipelines.config import Recipe
+    from pipelines.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Run the stages of a recipe that are not finished; again is resume.
+
+    Fields of its stages are flags: --STAGE.FIELD VALUE. Without a recipe, the shipped ones are listed.
+    """
+
+    recipe: Annotated[Positional[str | None], shown_as("[RECIPE]")] = None
+    """A recipe's file, or the name of a shipped one."""
+    until: Annotated[str | None, shown_as("STAGE")] = None
+    """Stop after this stage; only those it needs are run."""
+    force: Annotated[UseAppendAction[tuple[str, ...]], shown_as("STAGE")] = ()
+    """Run this stage though it is finished; may be repeated."""
+    executor: Literal["ray", "inline"] = "ray"
+    """On Ray (RAY_ADDRESS, else started on this machine), or within this process."""
+    store: StorePath = None
+    """Where results go: a path, or an s3, gs or az URL."""
+    json: Switch = False
+    """Print JSON when it is over, and nothing before."""
+
+    def __call__(self, flags: Sequence[str]) -> int:
+        from pipelines import config
+        from pipelines.plan import plan
+
+        if self.recipe is None:
+            return self._list()
+        recipe = config.load(self.recipe, flags)
+        place = store(self.store)
+        planned = plan(recipe, place, until=self.until, force=self.force)
+        screen, again = console(), self._again(flags)
+        if not self.json:
+            _introduce(screen, planned, place)
+        if not planned.done:
+            from pipelines.pipeline import StageError
+
+            try:
+                self._run(recipe, place, planned, screen)
+            except StageError as error:
+                print(
+                    f"latentmill: {error}\nlatentmill: what is finished stays; again: {again}",
+                    file=sys.stderr,
+                )
+                return 1
+            planned = plan(recipe, place, until=self.until)
+        if self.json:
+            say_json(_summary(planned, place))
+        else:
+            _conclude(screen, planned, place, again)
+        return 0
+
+    def _run(self, recipe: Recipe, place: Storage, planned: Plan, screen: Console) -> None:
+        """Raises `StageError` where a stage failed."""
+        from cluster.mapping import RayExecutor
+        from cluster.session import RaySession
+        from pipelines import progress
+        from pipelines.pipeline import run
+
+        with contextlib.ExitStack() as stack:
+            listeners: list[Any] = []
+            if not self.json:
+                told = [(s.name, "done" if s.state == "done" else s.reason) for s in planned.stages]
+                listeners.append(stack.enter_context(progress.shown(screen, told)))
+            executor: Any = self.executor
+            if self.executor == "ray":
+                session = RaySession(shared=place.folder("cache").folder("ray").url)
+                executor = RayExecutor(session)
+                stack.callback(executor.close)
+                session.begin()
+                if not self.json:
+                    listeners.append(_DashboardNote(session, screen))
+            run(recipe, place, executor=executor, until=self.until, force=self.force, listeners=listeners)
+
+    def _list(self) -> int:
+        from pipelines import config
+
+        recipes = {name: config.about(path) for name, path in config.shipped().items()}
+        if self.json:
+            say_json(recipes)
+            return 0
+        screen = console()
+        screen.print("Shipped recipes:\n")
+        for name, lines in recipes.items():
+            screen.print(f"[bold]{name}[/]")
+            for line in lines:
+                screen.print(f"  {line}".rstrip(), markup=False)
+            screen.print()
+        screen.print("latentmill run NAME       runs one; latentmill plan NAME shows what that would do")
+        screen.print("latentmill init DIR       writes one for your images")
+        return 0
+
+    def _again(self, flags: Sequence[str]) -> str:
+        words = ["latentmill", "run", str(self.recipe), *flags]
+        words += ["--store", self.store] if self.store else []
+        return shlex.join(words)
+
+
+@dataclass
+class _DashboardNote:
+    """Says once where the Ray dashboard is, with the first event after Ray has come up."""
+
+    session: RaySession
+    screen: Console
+    told: bool = False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if not self.told and self.session.dashboard_url:
+            self.told = True
+            self.screen.print(f"Ray        {self.session.dashboard_url}", markup=False, soft_wrap=True)
+
+
+def _introduce(screen: Console, planned: Plan, place: Storage) -> None:
+    from pipelines.commands.plan import table
+
+    screen.print(table(planned))
+    screen.print()
+    if not planned.done:
+        screen.print(
+            f"report     {_report(planned, place)}   (fills as stages end)", markup=False, soft_wrap=True
+        )
+
+
+def _conclude(screen: Console, planned: Plan, place: Storage, again: str) -> None:
+    from pipelines.commands.results import lines
+    from pipelines.report.gather import gather
+
+    if not planned.done:
+        return
+    found = lines(gather(place, planned.recipe).scores)
+    for line in found:
+        screen.print(line, markup=False, soft_wrap=True)
+    if found:
+        screen.print()
+    for stage in planned.stages:
+        if stage.stage.name() in ("generate", "augment") and stage.folder is not None:
+            screen.print(f"{stage.name:10} {stage.folder.url}", markup=False, soft_wrap=True)
+    screen.print(f"report     {_report(planned, place)}", markup=False, soft_wrap=True)
+    screen.print("\nNext:")
+    rows = [
+        (again, "again: runs only what changed, here nothing"),
+        ("latentmill init ~/photos && latentmill run photos.yaml", "your own images"),
+        (f"RAY_ADDRESS=ray://HOST:10001 LATENTMILL_STORE=s3://BUCKET/store {again}", "on a cluster"),
+    ]
+    for command, meaning in rows:
+        screen.print(f"  {command}\n      {meaning}", markup=False, soft_wrap=True)
+
+
+def _report(planned: Plan, place: Storage) -> str:
+    return f"{place.folder('runs').folder(planned.recipe).url}/report.html"
+
+
+def _summary(planned: Plan, place: Storage) -> dict[str, Any]:
+    from pipelines.report.gather import gather
+
+    return {
+        "recipe": planned.recipe,
+        "store": planned.store,
+        "done": planned.done,
+        "stages": [stage.as_json() for stage in planned.stages],
+        "scores": gather(place, planned.recipe).scores,
+        "report": _report(planned, place),
+    }
