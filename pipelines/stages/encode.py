@@ -1,0 +1,143 @@
+"""Images to moments: the mean and standard deviation of the autoencoder's posterior, unscaled."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pipelines.arrays import from_npy, pixels, to_npy
+from pipelines.stage import Input, Inputs, Row, Sample, ShardPlan, ShardStage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_AHEAD = 2
+"""Batches decoded before the network asks for them."""
+_CHUNK = 256
+"""Samples added to the statistics at once; in the order of shards and keys, so that sums repeat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(ShardStage):
+    """Writes `moments.npy`, fp16 [2c, h, w]: c channels of mean, then c of standard deviation."""
+
+    version: ClassVar[int] = 1
+    primary: ClassVar[str] = "images"
+    accelerated: ClassVar[bool] = True
+
+    images: Annotated[str, Input("dataset", ("image",))]
+    autoencoder: Annotated[str, Input("snapshot")]
+    flips: bool = False
+    """Encodes each image mirrored left to right as well, into `flipped.moments.npy`."""
+    micro_batch: int = 32
+    """Images a forward call, which the last is padded to: float results depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1.")
+
+    def summary(self) -> str:
+        return "images and their mirror images to moments" if self.flips else "images to moments"
+
+    def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
+        import torch
+
+        from pipelines.models import load_autoencoder
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        autoencoder = load_autoencoder(inputs["autoencoder"]).eval().to(device)
+
+        def forward(batch: np.ndarray) -> np.ndarray:
+            # The pixels lie channels-last already: converting them so costs one pass over memory.
+            images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+            with torch.inference_mode():
+                moments = autoencoder.encode(images)
+                return torch.cat([moments.mean, moments.std], dim=1).half().cpu().numpy()
+
+        def encode(shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:
+            wanted = [row.key for row in rows if not row.reject]
+            records = inputs["images"].read(shard.name, wanted, ("image",))
+            made: dict[str, Sample] = {}
+            for keys, batch in _ahead(_batches(records, self.micro_batch, autoencoder.factor)):
+                columns = {"moments.npy": forward(batch)}
+                if self.flips:
+                    columns["flipped.moments.npy"] = forward(batch[:, :, ::-1].copy())
+                for n, key in enumerate(keys):
+                    members = {name: to_npy(moments[n]) for name, moments in columns.items()}
+                    made[key] = Sample(key=key, members=members)
+            for row in rows:
+                yield made.pop(row.key, Sample(key=row.key, reject=row.reject or "no_image"))
+
+        return encode
+
+    def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
+        """Statistics of the latents over the train split (over all where there is none)."""
+        import numpy as np
+        import torch
+
+        from diffusion.latents import LatentSums, Moments
+
+        shards = [s.name for s in dataset.shards if s.split == "train"] or [s.name for s in dataset.shards]
+        records = (r for name in shards for r in dataset.read(name, columns=("moments.npy",)))
+        sums, shape = None, None
+        for chunk in iter(lambda: list(itertools.islice(records, _CHUNK)), []):
+            arrays = [from_npy(record.members["moments.npy"]) for record in chunk]
+            shape = shape or arrays[0].shape
+            if any(array.shape != shape for array in arrays):
+                raise ValueError(
+                    "The images differ in size from shard to shard; give ingest a size and a resize."
+                )
+            mean, std = torch.from_numpy(np.stack(arrays)).chunk(2, dim=1)
+            part = LatentSums.of(Moments(mean=mean.float(), std=std.float()))
+            sums = part if sums is None else sums + part
+        if sums is None or shape is None:
+            raise ValueError("There is no image to encode.")
+        channels, height, width = shape[0] // 2, shape[1], shape[2]
+        image = next(inputs["images"].read(shards[0], columns=("image",)))
+        snapshot = inputs["autoencoder"]
+        return {
+            "statistics": {
+                "latents": sums.statistics().to_json(),
+                "shape": [channels, height, width],
+                "resolution": pixels(image.members["image"]).shape[0],
+                "autoencoder": snapshot.digest(),
+            }
+        }
+
+
+def _batches(records: Iterable[Any], size: int, factor: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Keys and uint8 pixels [size, h, w, 3]; the last image fills up the last batch."""
+    import numpy as np
+
+    records, batch = iter(records), None
+    while chunk := list(itertools.islice(records, size)):
+        images = [pixels(record.members["image"]) for record in chunk]
+        for record, image in zip(chunk, images, strict=True):
+            height, width = image.shape[:2]
+            if height % factor or width % factor:
+                raise ValueError(
+                    f"{record.key} is {width} x {height} px, not a multiple of the autoencoder's factor "
+                    f"{factor}; give ingest such a size."
+                )
+            if image.shape != images[0].shape or (batch is not None and image.shape != batch.shape[1:]):
+                raise ValueError(
+                    f"{record.key} differs in size from the others; give ingest a size and a resize."
+                )
+        batch = np.stack(images + images[-1:] * (size - len(images)))
+        yield [record.key for record in chunk], batch
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same, made in a thread while the caller works on those before."""
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
+        coming = [thread.submit(next, batches, None) for _ in range(_AHEAD)]
+        try:
+            while (batch := coming.pop(0).result()) is not None:
+                coming.append(thread.submit(next, batches, None))
+                yield batch
+        finally:
+            for future in coming:
+                future.cancel()
