@@ -200,7 +200,9 @@ def _enter(loop: dict[str, Any]) -> dict[str, Any]:
         return loop["worker"](loop["config"], member)
     except FINAL as error:
         ray.get(mailbox.give_up.remote(error))
-        raise
+        if member.world == 1:
+            return {}
+        raise  # so that Ray Train takes the others down, which wait for this one
 
 
 def _cause(error: Exception) -> Exception:

@@ -137,16 +137,18 @@ def test_force_runs_a_finished_stage_again(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "tny"], "latentmill: no recipe is called 'tny'; did you mean 'tiny'?"),
-        (["run", "missing.yaml"], "latentmill: there is no recipe missing.yaml; `latentmill init DIR` writes one for your images."),
-        (["plan", "tiny", "--first.txt", "x"], "latentmill: --first.txt: there is no such field; did you mean 'text'?"),
-        (["plan", "tiny", "--until", "frist"], "latentmill: There is no stage 'frist' in tiny; did you mean first?"),
-        (["generate", "x", "--count", "0"], "latentmill: --count is 0; it must be at least 1."),
-        (["generate", "x", "y", "z", "--classes", "a", "b"], "latentmill: 3 texts and 2 classes: give one class, or one for each text."),
-        (["generate", "--file", "no.txt"], "latentmill: there is no file no.txt."),
-        (["generate", "x", "--model", "tiny:third"], "latentmill: tiny has no stage 'third'; there are: first, second."),
-        (["generate", "x", "--model", "tiny:first"], "latentmill: tiny:first is not finished; `latentmill run tiny` makes it."),
-        (["init", "nowhere"], "latentmill: there is no nowhere."),
+        (["run", "tny"], "no recipe is called 'tny'; did you mean 'tiny'?"),
+        (["run", "no.yaml"], "there is no recipe no.yaml; `latentmill init DIR` writes one for your images."),
+        (["plan", "tiny", "--first.txt", "x"], "--first.txt: there is no such field; did you mean 'text'?"),
+        (["plan", "tiny", "--until", "frist"], "There is no stage 'frist' in tiny; did you mean first?"),
+        (["generate", "x", "--count", "0"], "--count is 0; it must be at least 1."),
+        (["generate", "x", "y", "z", "--classes", "a", "b"],
+         "3 texts and 2 classes: give one class, or one for each text."),
+        (["generate", "--file", "no.txt"], "there is no file no.txt."),
+        (["generate", "x", "--model", "tiny:third"], "tiny has no stage 'third'; there are: first, second."),
+        (["generate", "x", "--model", "tiny:first"],
+         "tiny:first is not finished; `latentmill run tiny` makes it."),
+        (["init", "nowhere"], "there is no nowhere."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_status_2(
@@ -154,7 +156,7 @@ def test_a_mistake_is_one_line_and_status_2(
 ) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert (out, err.splitlines()) == ("", [line])
+    assert (out, err.splitlines()) == ("", [f"latentmill: {line}"])
 
 
 def test_a_stage_that_fails_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +189,7 @@ class Painter:
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     painter = Painter()
     models = types.ModuleType("pipelines.models")
-    models.load = lambda reference: painter  # type: ignore[attr-defined]
+    models.load = lambda reference, store: painter  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipelines.models", models)
     monkeypatch.setattr(pipelines, "models", models, raising=False)
     return painter
@@ -207,6 +209,7 @@ def test_generate_draws_each_text_with_the_same_seeds_and_writes_where_it_comes_
         "seed": 7,
         "indices": [0, 1, 0, 1],
         "steps": 9,
+        "guidance": None,
     }
     names = ["a-red-fox-7-0.png", "a-red-fox-7-1.png", "a-rocket-7-0.png", "a-rocket-7-1.png"]
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == names

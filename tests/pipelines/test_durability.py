@@ -1,4 +1,4 @@
-"""Drivers killed at chosen storage operations, and several drivers at once: one result, and nothing done twice."""
+"""Drivers killed at chosen storage operations, and two at once: one result, and nothing done twice."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("moment", ["before", "within", "after"])
 def test_killed_again_and_again_along_one_run(tmp_path: Path, unbroken: dict[str, str], moment: str):
-    """Each driver dies a little later than the one before, as far as the steps go; the last one finds all done."""
+    """Each driver dies a little later than the one before; the last one finds all done."""
     world = World(tmp_path)
     world.numbers(*range(12))
     steps = [3, 4, 6, 9, 13, 20]
@@ -157,4 +157,4 @@ def test_a_killed_driver_keeps_nobody_waiting(tmp_path: Path):
     start, before = time.monotonic(), len(world.log_from())
     world.run(patience=60.0)
     assert time.monotonic() - start < 20
-    assert [w for w in world.log_from(before) if w[0] == "pass"][0][1] in ("4", "3")
+    assert next(w for w in world.log_from(before) if w[0] == "pass")[1] in ("4", "3")

@@ -36,7 +36,9 @@ def test_a_run_makes_every_output_and_the_next_one_nothing(world: World):
     assert [s.state for s in result.plan.stages] == ["done"] * 6
     scaled = Dataset.open(result.plan["scaled"].folder)  # pyright: ignore[reportArgumentType]
     weight = 5 * 2 * sum(range(25))
-    found = {r.key: int(r.members["num"]) for s in scaled.shards for r in scaled.read(s.name, columns=("num",))}
+    found = {
+        r.key: int(r.members["num"]) for s in scaled.shards for r in scaled.read(s.name, columns=("num",))
+    }
     assert found == {f"{n:03d}": n * 2 * 2 * weight for n in range(25)}
     assert scaled.manifest["statistics"] == {"sum": 4 * weight * sum(range(25))}
     assert scaled.manifest["inputs"]["model"]["reference"] == "learn"
@@ -107,7 +109,9 @@ def test_new_samples_are_made_and_old_ones_copied(world: World):
     fresh = World(world.root / "fresh")
     fresh.numbers(*range(35))
     fresh.run()
-    assert set(fresh.files().items()) <= set(world.files().items()), "copied shards have the bytes of new ones"
+    assert set(fresh.files().items()) <= set(world.files().items()), (
+        "copied shards have the bytes of new ones"
+    )
 
 
 def test_a_shard_that_copies_everything_opens_nothing(world: World):
@@ -151,11 +155,17 @@ def test_a_failed_stage_says_so_in_one_line_and_keeps_its_shards(world: World):
         world.run(listeners=[events.append])
     assert str(failed.value).startswith("twice: RuntimeError: the machine is on fire (all of it in ")
     assert "\n" not in str(failed.value)
-    assert [e["state"] for e in events if e["kind"] in ("stage_end", "run_end")] == ["done", "failed", "failed"]
+    assert [e["state"] for e in events if e["kind"] in ("stage_end", "run_end")] == [
+        "done",
+        "failed",
+        "failed",
+    ]
     before = len(world.log_from())
     world.changes = {}
     world.run()
-    assert [w[1] for w in world.log_from(before) if w[0] == "times"][:10] == [f"{n:03d}" for n in range(10, 20)]
+    assert [w[1] for w in world.log_from(before) if w[0] == "times"][:10] == [
+        f"{n:03d}" for n in range(10, 20)
+    ]
 
 
 def test_rejects_are_counted_and_too_many_stop(world: World):
@@ -229,7 +239,9 @@ def test_a_recipe_that_does_not_fit_together_is_told_before_anything_runs(world:
     with pytest.raises(ValueError, match="no stage 'nubmers'; did you mean numbers?"):
         world.run(ToyRecipe({"numbers": numbers, "twice": Times(numbers="nubmers")}))
     with pytest.raises(ValueError, match=r"takes a dataset; learn \(learn\) makes a snapshot"):
-        world.run(ToyRecipe({"numbers": numbers, "learn": Learn(numbers="numbers"), "j": Judge(numbers="learn")}))
+        world.run(
+            ToyRecipe({"numbers": numbers, "learn": Learn(numbers="numbers"), "j": Judge(numbers="learn")})
+        )
     with pytest.raises(ValueError, match="wait for one another"):
         world.run(ToyRecipe({"a": Times(numbers="b"), "b": Times(numbers="a")}))
     with pytest.raises(ValueError, match="no finished dataset at"):

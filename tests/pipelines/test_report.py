@@ -24,8 +24,9 @@ SCORES = {
     "extractor": "efficientnet_lite0",
     "seed": 0,
     "rows": [
-        {"label": "this run", "role": "main", "n": [64, 900], "kid": {"value": 0.0584, "low": 0.05, "high": 0.07},
-         "frechet": {"value": 61.0, "biased": True}, "precision": 0.71, "recall": 0.32},
+        {"label": "this run", "role": "main", "n": [64, 900],
+         "kid": {"value": 0.0584, "low": 0.05, "high": 0.07}, "frechet": {"value": 61.0, "biased": True},
+         "precision": 0.71, "recall": 0.32},
         {"label": "real against real", "role": "floor", "n": [80, 900],
          "kid": {"value": 0.0009, "low": -0.001, "high": 0.002}},
     ],
@@ -154,7 +155,8 @@ def test_it_opens_in_a_browser(store: Storage, tmp_path: Path):
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
-        "--host-resolver-rules=MAP * 127.0.0.1:9", f"--log-net-log={log}", "--virtual-time-budget=2000", "--dump-dom",
+        "--host-resolver-rules=MAP * 127.0.0.1:9", f"--log-net-log={log}", "--virtual-time-budget=2000",
+        "--dump-dom",
         f"file://{report.write(store, 'tiny & small').replace(' ', '%20').replace('&', '%26')}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

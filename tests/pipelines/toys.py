@@ -71,7 +71,9 @@ class Numbers(ShardStage):
         keys = self._keys()
         shards = sorted({key[:-1] for key in keys})
         return [
-            ShardPlan(name=f"{n:05d}", split="train", count=sum(k[:-1] == tens for k in keys), data={"tens": tens})
+            ShardPlan(
+                name=f"{n:05d}", split="train", count=sum(k[:-1] == tens for k in keys), data={"tens": tens}
+            )
             for n, tens in enumerate(shards)
         ]
 
@@ -127,7 +129,9 @@ class Times(ShardStage):
         return make
 
     def finish(self, inputs: Any, dataset: Any) -> dict[str, Any]:
-        total = sum(int(r.members["num"]) for s in dataset.shards for r in dataset.read(s.name, columns=("num",)))
+        total = sum(
+            int(r.members["num"]) for s in dataset.shards for r in dataset.read(s.name, columns=("num",))
+        )
         return {"statistics": {"sum": total}}
 
     def summary(self) -> str:
