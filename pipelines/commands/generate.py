@@ -43,7 +43,7 @@ class Generate:
     out: Path = Path("pictures")
     """Folder for the PNG files."""
     store: StorePath = None
-    """Where RECIPE:STAGE is looked up."""
+    """Where RECIPE:STAGE and registered models are looked up."""
     json: Switch = False
     """Print JSON and no pictures."""
 
@@ -65,13 +65,14 @@ class Generate:
         from pipelines.models import load
 
         start = time.monotonic()
-        model = load(model_url)
+        model = load(model_url, store=self.store)
         images = model.generate(
             _each(texts, self.count) if texts else None,
             classes=_each(classes, self.count) if classes else None,
             seed=self.seed,
             indices=list(range(self.count)) * max(1, len(what)),
-            **{k: v for k, v in (("steps", self.steps), ("guidance", self.guidance)) if v is not None},
+            steps=self.steps,
+            guidance=self.guidance,
         )
         seconds = time.monotonic() - start
         records = self._save(images, _each(texts, self.count), _each(classes, self.count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,14 @@ class Init:
             raise ValueError(f"{out} is there already; --out names another file, --force writes over it.")
         found = survey(self.images.expanduser(), seconds=self.seconds)
         machine = Machine.here()
-        text = starter.recipe(found, machine, name=name, command=f"latentmill run {out}", folder=out.parent)
+        text = starter.recipe(
+            found,
+            machine,
+            name=name,
+            command=f"latentmill run {out}",
+            folder=out.parent,
+            weights=_installed("efficientnet-lite0", "minilm"),
+        )
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
         if self.json:
@@ -69,6 +77,18 @@ def recipe_name(images: Path) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", stem).strip("-_0123456789") or "images"
 
 
+def _installed(*names: str) -> set[str]:
+    """Those of the packaged weights that are here."""
+    from pipelines.weights import packaged
+
+    found = set()
+    for name in names:
+        with contextlib.suppress(ValueError):
+            packaged(name)
+            found.add(name)
+    return found
+
+
 def findings(found: Survey) -> list[str]:
     """What was found, a line each."""
     told = [f"{found.images:,} images in {found.source.path}" + _others(found)]
@@ -76,8 +96,8 @@ def findings(found: Survey) -> list[str]:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in found.kinds.most_common())
         widths, heights = zip(*found.sides, strict=True)
         told.append(
-            f"sizes      {min(widths)} to {max(widths)} px wide, {min(heights)} to {max(heights)} px high; "
-            f"shorter side {found.short_side(0.5)} px in the middle; {kinds}"
+            f"sizes      {_range(widths)} px wide, {_range(heights)} px high; half have a shorter side of "
+            f"{found.short_side(0.5)} px or more; {kinds}"
         )
     labels = found.labels.most_common()
     if labels:
@@ -102,6 +122,11 @@ def findings(found: Survey) -> list[str]:
         )
     told += _broken(found)
     return told
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _others(found: Survey) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.commands.arguments import StorePath, Switch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ui:

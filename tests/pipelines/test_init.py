@@ -1,0 +1,154 @@
+"""`latentmill init`: what it finds in a folder, and that the recipe it writes is one that `run` takes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import config, starter
+from pipelines.__main__ import main
+from pipelines.commands.init import recipe_name
+from pipelines.machine import Machine
+from pipelines.sources import FolderSource
+from pipelines.survey import Survey, survey
+
+LAPTOP = Machine(cores=2, memory=8 * 2**30)
+WEIGHTS = {"efficientnet-lite0", "minilm"}
+
+
+def draw(path: Path, *, width: int = 40, height: int = 40, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes, one caption, a stray file, and three kinds of broken images."""
+    monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "My Photos"
+    for n in range(6):
+        draw(folder / "cat" / f"{n}.png", width=40 + n, seed=n)
+    for n in range(4):
+        draw(folder / "dog" / f"{n}.jpg", height=60, seed=10 + n)
+    (folder / "cat" / "0.txt").write_text("a cat on a mat")
+    (folder / "notes.md").write_text("not a picture")
+    (folder / "dog" / "empty.jpg").write_bytes(b"")
+    (folder / "dog" / "page.png").write_text("<html>")
+    whole = (folder / "cat" / "1.png").read_bytes()
+    (folder / "cat" / "half.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_a_folder_is_counted_and_what_is_broken_is_found(photos: Path) -> None:
+    found = survey(photos)
+    assert (found.images, found.texts, found.looked) == (13, 1, 13)
+    assert found.labels == {"cat": 7, "dog": 6}
+    assert found.kinds == {"png": 6, "jpg": 4}
+    assert sorted(found.sides) == sorted([(40 + n, 40) for n in range(6)] + [(40, 60)] * 4)
+    assert found.broken == (
+        ("cat/half.png", "truncated"),
+        ("dog/empty.jpg", "empty"),
+        ("dog/page.png", "not_an_image"),
+    )
+    assert found.short_side(0.5) == 40
+
+
+def test_what_the_time_does_not_allow_is_not_looked_at(photos: Path) -> None:
+    found = survey(photos, seconds=0.0)
+    assert (found.images, found.looked, found.broken) == (13, 0, ())
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("nothing")
+    with pytest.raises(ValueError, match="has no image in it"):
+        survey(tmp_path)
+
+
+def test_init_writes_a_recipe_and_says_what_it_found(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(photos)]) == 0
+    out = capsys.readouterr().out
+    assert "13 images in" in out
+    assert "labels     2 on 13 images: cat 7, dog 6" in out
+    assert "broken     3; they end as rejects:" in out
+    assert "cat/half.png: ends before its picture does" in out
+    assert "latentmill run my-photos.yaml" in out
+    recipe = config.load("my-photos.yaml")
+    assert recipe.stages["images"].source.path == photos  # pyright: ignore
+    assert main(["init", str(photos)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["init", str(photos), "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == {"cat": 7, "dog": 6}
+
+
+def found(**changes: object) -> Survey:
+    survey = {
+        "source": FolderSource(path=Path("photos")),
+        "images": 2000,
+        "ignored": 0,
+        "texts": 2000,
+        "looked": 2000,
+        "sides": ((640, 480),) * 2000,
+    }
+    return Survey(**(survey | changes))  # pyright: ignore
+
+
+def gpu(gigabytes: int) -> Machine:
+    return Machine(cores=16, memory=2**37, gpus=("a GPU",), gpu_memory=gigabytes * 2**30)
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, Machine(cores=32, memory=2**36), gpu(8), gpu(24), gpu(80)])
+@pytest.mark.parametrize(
+    ("changes", "weights", "stages"),
+    [
+        ({}, WEIGHTS, "images captions text autoencoder latents model generated scores"),
+        (
+            {"texts": 0, "labels": Counter(cat=1500, dog=500)},
+            WEIGHTS,
+            "images captions text autoencoder latents model generated augmented scores",
+        ),
+        ({"texts": 0}, WEIGHTS, "images captions text autoencoder latents model generated scores"),
+        ({"texts": 0}, set(), "images autoencoder latents model generated"),
+        ({"splits": Counter(train=1500, test=500), "sides": ((28, 28),) * 3}, WEIGHTS, None),
+        ({"images": 12, "texts": 12, "sides": ((4000, 300),) * 12}, WEIGHTS, None),
+    ],
+)
+def test_every_recipe_it_can_write_is_accepted_and_fits_together(
+    changes: dict[str, object], weights: set[str], stages: str | None, machine: Machine
+) -> None:
+    text = starter.recipe(
+        found(**changes), machine, name="no", command="latentmill run no.yaml", folder=Path(), weights=weights
+    )
+    recipe = config.parse(text, name="no.yaml", folder=Path())
+    assert recipe.name == "no"
+    if stages is not None:
+        assert set(recipe.stages) == set(stages.split())
+    images, autoencoder, model = (recipe.stages[n] for n in ("images", "autoencoder", "model"))
+    latents = images.size / autoencoder.autoencoder.factor  # pyright: ignore
+    assert latents == int(latents)
+    assert latents % model.network.patch == 0  # pyright: ignore
+    assert model.network.width % model.network.heads == 0  # pyright: ignore
+
+
+def test_more_machine_means_a_larger_model_and_small_images_stay_small() -> None:
+    sizes = [starter.choose(found(), machine) for machine in (LAPTOP, gpu(8), gpu(24), gpu(80))]
+    assert [c.size for c in sizes] == [48, 64, 128, 256]
+    assert sizes[0].width < sizes[1].width < sizes[3].width
+    assert starter.choose(found(sides=((28, 28),)), gpu(80)).size == 32
+    assert starter.choose(found(images=50), gpu(80)).network_images <= 50 * starter.MOST_EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("~/My Photos", "my-photos"), ("x/set.zip", "set"), ("/data/2024", "images"), ("a_b.c", "a_b-c")],
+)
+def test_a_recipe_is_named_after_its_folder(folder: str, name: str) -> None:
+    assert recipe_name(Path(folder)) == name
