@@ -64,7 +64,8 @@ def _text_tile(scores: Scores) -> str:
     if not text:
         return ""
     share = 100 * text["difference"] / text["shuffled"]
-    return _tile(f"{share:+.1f}\u202f%", "held-out loss saved by the true captions over shuffled ones")
+    by = escape(text.get("by", "captions"))
+    return _tile(f"{share:+.1f}\u202f%", f"held-out loss saved by the true {by} over shuffled ones")
 
 
 def _copy_tile(scores: Scores) -> str:
@@ -118,10 +119,11 @@ def _conditioning(scores: Scores) -> str:
     if not text:
         return ""
     works = text["low"] > 0
-    verdict = "The model reads its captions" if works else "No effect of the captions is shown"
+    by = escape(text.get("by", "captions"))
+    verdict = f"The model heeds its {by}" if works else f"No effect of the {by} is shown"
     return (
-        f"<h3>{verdict}</h3><p class='soft'>Loss on {text['n']:,} held-out images with the true captions "
-        f"{charts.number(text['true'])}, with shuffled captions {charts.number(text['shuffled'])}, same "
+        f"<h3>{verdict}</h3><p class='soft'>Loss on {text['n']:,} held-out images with the true {by} "
+        f"{charts.number(text['true'])}, with shuffled {by} {charts.number(text['shuffled'])}, same "
         f"noise and times: a difference of {charts.number(text['difference'])} "
         f"(95 % interval {charts.number(text['low'])} to {charts.number(text['high'])}).</p>"
     )

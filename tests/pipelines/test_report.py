@@ -135,7 +135,7 @@ def test_the_page_shows_the_run_and_loads_nothing(store: Storage):
     words = " ".join(" ".join(page.words).split())
     for expected in (
         "tiny & small", "998 samples", "2 of 1,000 rejected: 2 not-an-image", "4,000 images seen", "58.4",
-        "KID-EffLite0", "real against real", "The model reads its captions", "abcdef012345", "torch 2.14.1",
+        "KID-EffLite0", "real against real", "The model heeds its captions", "abcdef012345", "torch 2.14.1",
         "latentmill run", "8.0 s",
     ):  # fmt: skip
         assert expected in words, expected
