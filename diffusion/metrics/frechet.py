@@ -1,6 +1,6 @@
 """Fréchet distance between Gaussians fitted to two sets of features (Heusel et al., 2017).
 
-It is biased upwards, the more the fewer the samples: compare only distances that were taken with equal counts.
+It is biased upwards, the more the fewer the samples: compare only distances that were taken at equal counts.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class _Gaussian:
     def distance(self, other: _Gaussian) -> float:
         """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau, 1982).
 
-        With A = F^T F and B = G^T G, the eigenvalues of (A B)^(1/2) are the singular values of F G^T: nothing is
-        squared that a square root must undo, and few samples make a small matrix.
+        With A = F^T F and B = G^T G, the eigenvalues of (A B)^(1/2) are the singular values of F G^T: nothing
+        is squared that a square root must undo, and few samples make a small matrix.
         """
         root = torch.linalg.svdvals(self.factor @ other.factor.T).sum()
         between = (self.mean - other.mean).square().sum()

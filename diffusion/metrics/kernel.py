@@ -17,9 +17,9 @@ _ROWS = 1024
 def kernel_distance(
     real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Unbiased squared maximum mean discrepancy (Gretton et al., 2012, Equation 3), 0 in expectation for equal
-    distributions, so that it can be negative, with k(x, y) = (x y / d + 1)^3 (Bińkowski et al., 2018).
+    """Unbiased squared maximum mean discrepancy with k(x, y) = (x y / d + 1)^3 (Bińkowski et al., 2018).
 
+    It is Gretton et al., 2012, Equation 3: 0 in expectation for equal distributions, so it can be negative.
     All samples are used at once, which has less variance than the customary mean over small subsets.
 
     Args:

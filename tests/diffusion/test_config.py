@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from diffusion import config
+from diffusion.config import (
+    EulerConfig,
+    GuidanceConfig,
+    HeunConfig,
+    LogitNormalConfig,
+    OptimizationConfig,
+    UniformConfig,
+)
+from diffusion.noise import LogitNormal, Uniform
+from diffusion.samplers.euler import Euler
+from diffusion.samplers.heun import Heun
+from tests.diffusion.exact import two_classes
+
+
+def test_configurations_load_without_torch():
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["numpy"] = sys.modules["jaxtyping"] = None
+import diffusion
+from diffusion import config
+for name in dir(diffusion):
+    if name.endswith("Config"):
+        kind = getattr(diffusion, name)
+        assert kind is getattr(config, name), name
+        if isinstance(kind, type):
+            kind()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [n for n in dir(config) if isinstance(getattr(config, n), type)])
+def test_configurations_are_frozen_and_say_what_their_fields_mean(name: str):
+    kind = getattr(config, name)
+    assert kind.__doc__
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().__setattr__(dataclasses.fields(kind)[0].name, None)
+
+
+def test_choices_build_what_they_say():
+    assert EulerConfig(steps=7, shift=2.0).build() == Euler(steps=7, shift=2.0)
+    assert HeunConfig(steps=7).build() == Heun(steps=7)
+    assert UniformConfig(shift=2.0).build() == Uniform(shift=2.0)
+    assert LogitNormalConfig(mean=0.5, std=2.0, shift=2.0).build() == LogitNormal(
+        mean=0.5, std=2.0, shift=2.0
+    )
+    exact = two_classes()
+    guided = GuidanceConfig(scale=3.0, interval=(0.1, 0.9)).build(exact)
+    assert (guided.denoiser, guided.scale, guided.interval) == (exact, 3.0, (0.1, 0.9))
+
+
+def test_learning_rate_warms_up_stays_and_cools_down():
+    optimization = OptimizationConfig(lr=2.0, warmup=100, cooldown=200)
+    rates = [optimization.learning_rate(n, batch=10, target_images=1000) for n in range(0, 1000, 10)]
+    assert rates[:9] == pytest.approx([0.2 * n for n in range(1, 10)])
+    assert rates[9:81] == [2.0] * 72
+    assert rates[81:] == pytest.approx([2.0 * n / 20 for n in range(19, 0, -1)])
+
+
+def test_before_the_cooldown_the_target_does_not_matter():
+    optimization = OptimizationConfig(warmup=100, cooldown=200)
+    for images_seen in range(10, 1001, 10):
+        steps = range(0, images_seen, 10)
+        same = all(
+            optimization.learning_rate(n, batch=10, target_images=1000)
+            == optimization.learning_rate(n, batch=10, target_images=5000)
+            for n in steps
+        )
+        assert same == optimization.before_cooldown(images_seen, batch=10, target_images=1000)
+
+
+def test_a_constant_rate_needs_no_images():
+    optimization = OptimizationConfig(lr=0.5, warmup=0, cooldown=0)
+    assert optimization.learning_rate(0, batch=8, target_images=8) == 0.5
+
+
+def test_the_optimizer_leaves_frozen_parameters_out():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    (group,) = OptimizationConfig().build(module).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in module[1].parameters()]
+    assert group["fused"]
