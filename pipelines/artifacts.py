@@ -55,7 +55,7 @@ def finished(storage: Storage) -> bool:
     return storage.exists(MANIFEST)
 
 
-def locate(reference: str, kind: Kind) -> Source:
+def locate(reference: str, kind: Kind, *, store: Storage) -> Source:
     """A dataset or snapshot from outside the recipe: a path, a URL, or `models:/name@alias`.
 
     Raises:
@@ -64,7 +64,7 @@ def locate(reference: str, kind: Kind) -> Source:
     if reference.startswith("models:/"):
         from pipelines.models import registered
 
-        return Source(kind=kind, url=registered(reference), reference=reference)
+        return Source(kind=kind, url=registered(reference, store=store.url), reference=reference)
     storage = Storage.at(reference)
     if not finished(storage):
         raise ValueError(f"There is no finished {kind} at {reference}.")

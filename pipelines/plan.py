@@ -137,7 +137,7 @@ class Planner:
                 else:
                     sources[field_name] = Source(kind=mark.kind, url=made.folder.url, reference=reference)
             else:
-                sources[field_name] = locate(reference, mark.kind)
+                sources[field_name] = locate(reference, mark.kind, store=self.store)
         if waiting:
             return PlannedStage(
                 name=name, stage=stage, state="after", reason="after " + " and ".join(waiting)

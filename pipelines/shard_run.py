@@ -52,7 +52,7 @@ class ShardMaker:
             start = time.monotonic()
             if self.folder.exists(f"{shard.name}.parquet"):  # another driver was faster
                 index = read_index(self.folder, shard.name)
-                return Made(info=index.info, failed=own_rejects(index), copied=0, seconds=0.0)
+                return Made(info=index.info, failed=own_rejects(self.stage, index), copied=0, seconds=0.0)
             rows = self.stage.rows(inputs, shard)
             samples: dict[str, Sample] = {}
             todo = []
@@ -82,7 +82,8 @@ class ShardMaker:
                 split=shard.split,
                 work=lambda row: work_key(self.work, row),
             )
-            failed = sum(not row.reject and samples[row.key].reject is not None for row in rows)
+            inherits = bool(self.stage.primary)
+            failed = sum(samples[row.key].reject is not None for row in rows if not (inherits and row.reject))
             return Made(info=info, failed=failed, copied=copied, seconds=time.monotonic() - start)
 
         return make
@@ -117,7 +118,7 @@ def run_shards(
         if index is None:
             pending.append(shard)
         else:
-            tally.add(index.info, failed=own_rejects(index))
+            tally.add(index.info, failed=own_rejects(stage, index))
     tally.tell()
     tally.judge()
     maker = ShardMaker(
@@ -188,9 +189,11 @@ class Tally:
             )
 
 
-def own_rejects(index: ShardIndex) -> int:
-    """Samples that the stage itself rejected: only these have a work key."""
-    return sum(bool(reason and work) for reason, work in zip(index.reasons, index.works, strict=True))
+def own_rejects(stage: ShardStage, index: ShardIndex) -> int:
+    """Samples that the stage itself rejected; of those that its input had rejected there is no work key."""
+    inherits = bool(stage.primary)
+    pairs = zip(index.reasons, index.works, strict=True)
+    return sum(bool(reason and (work or not inherits)) for reason, work in pairs)
 
 
 def _committed(folder: Storage, name: str) -> ShardIndex | None:

@@ -64,6 +64,18 @@ class Ingest(ShardStage):
     def external(self) -> dict[str, str]:
         return {"source": self.source.digest()}
 
+    def work(self) -> dict[str, Any]:
+        # Which images there are, and how they are split and sharded, changes none of them.
+        arranging = {"split", "seed", "samples_per_shard"}
+        return {"meaning": {k: v for k, v in self.meaning().items() if k not in arranging}}
+
+    def bytes_needed(self, inputs: Inputs) -> int:
+        # Three bytes a pixel is what lossless formats take of noise; what is not resized stays as it is.
+        if self.resize == "none":
+            files = [self.source.path] if self.source.path.is_file() else self.source.path.rglob("*")
+            return sum(path.stat().st_size for path in files if path.is_file())
+        return len(self.source.listing().entries) * 3 * self.size**2
+
     def summary(self) -> str:
         way = {"crop": "cropped to", "fit": "fitted into", "pad": "padded to", "none": "as they are, not"}
         return f"images of {self.source.path.name}, {way[self.resize]} {self.size} px"
