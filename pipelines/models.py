@@ -1,0 +1,349 @@
+"""Snapshots: weights to use and share, found by path, URL, name or registry, and turned into pictures.
+
+from pipelines.models import load
+model = load("emoji3d")
+model.generate(["a red fox"])[0].save("fox.png")
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import Storage
+from pipelines.dataset import MANIFEST, read_manifest
+from pipelines.prompts import asks
+from pipelines.shards import canonical
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from diffusion.autoencoders.autoencoder import Autoencoder
+    from diffusion.config import GuidanceConfig, SamplerConfig
+    from pipelines.embedders import TextEmbedder
+    from pipelines.sampling import LatentModel
+
+SHIPPED = Path(__file__).parent / "snapshots"
+REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+MEANING = (
+    "task",
+    "resolution",
+    "autoencoder",
+    "network",
+    "statistics",
+    "latent_shape",
+    "classes",
+    "caption",
+    "text",
+    "files",
+)
+"""Fields of a snapshot's record that decide what it draws."""
+MICRO_BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class SnapshotFolder:
+    """A finished training's weights and what is needed to use them."""
+
+    storage: Storage
+    manifest: dict[str, Any]
+
+    @staticmethod
+    def open(storage: Storage) -> SnapshotFolder:
+        """`ValueError` if the folder holds no finished snapshot, or one that was changed since."""
+        manifest = read_manifest(storage)
+        if manifest.get("kind") != "snapshot":
+            raise ValueError(f"{storage.url} is a {manifest.get('kind')}, not a snapshot.")
+        return SnapshotFolder(storage, manifest)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the training said of it."""
+        return self.manifest["snapshot"]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.record.get("classes") or ())
+
+    def digest(self, columns: Sequence[str] = ()) -> str:
+        """Of the weights and of how they are used; never of paths, times or how they were trained."""
+        return hashlib.sha256(canonical({name: self.record.get(name) for name in MEANING})).hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """A file of the snapshot. `ValueError` if it is missing or not the one that was written."""
+        try:
+            data = self.storage.read(name)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self.storage.url} lacks {name}: copy the whole folder, or train again."
+            ) from error
+        if hashlib.sha256(data).hexdigest() != self.record["files"].get(name):
+            raise ValueError(
+                f"{self.storage.url}/{name} has other bytes than were written; get the snapshot again."
+            )
+        return data
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Weights of a file, in fp32."""
+        from safetensors.torch import load
+
+        return {key: t.float() if t.is_floating_point() else t for key, t in load(self.read(name)).items()}
+
+    def autoencoder(self) -> Autoencoder:
+        """On the CPU, in evaluation mode."""
+        autoencoder = autoencoder_config(self.record["autoencoder"]).build()
+        autoencoder.load_state_dict(self.tensors("autoencoder.safetensors"))
+        return autoencoder.eval()
+
+
+def load_autoencoder(folder: SnapshotFolder) -> Autoencoder:
+    """The autoencoder of a snapshot of either task."""
+    return folder.autoencoder()
+
+
+def load(reference: str | Path, *, store: str | Path | None = None, device: str | None = None) -> Generator:
+    """A model that draws.
+
+    Args:
+        reference: a snapshot's folder (path or URL), the name of one that ships with the project, or a
+        registered
+            model, `models:/name@alias` or `models:/name/3`.
+        store: whose registry is asked; `LATENTMILL_STORE` or ./store if None.
+        device: of torch; a GPU if None and there is one.
+
+    Raises:
+        ValueError: nothing of that name, not a denoiser, or damaged.
+    """
+    folder = find(reference, store=store)
+    if folder.record.get("task") != "denoiser":
+        raise ValueError(
+            f"{reference} is a snapshot of an autoencoder, which draws nothing; give one of a train stage."
+        )
+    return Generator(folder, device=device)
+
+
+def find(reference: str | Path, *, store: str | Path | None = None) -> SnapshotFolder:
+    """The snapshot that a reference names; see `load`."""
+    text = os.fspath(reference)
+    if text.startswith("models:/"):
+        return SnapshotFolder.open(Storage.at(registered(text, store=store)))
+    if "/" not in text and not (Path(text) / MANIFEST).exists():
+        if text in shipped():
+            return SnapshotFolder.open(Storage.at(SHIPPED / text))
+        names = ", ".join(shipped()) or "none"
+        raise ValueError(
+            f"There is no snapshot {text!r}: give a folder, models:/name@alias, or one that ships ({names})."
+        )
+    storage = Storage.at(text)
+    if not storage.exists(MANIFEST):
+        raise ValueError(f"There is no finished snapshot at {text}.")
+    return SnapshotFolder.open(storage)
+
+
+def shipped() -> list[str]:
+    """Names of the snapshots that come with the project."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{MANIFEST}"))
+
+
+def registered(reference: str, *, store: str | Path | None = None) -> str:
+    """URL of the snapshot that a registered model stands for.
+
+    Raises:
+        ValueError: the registry has no such model, alias or version, or cannot be reached.
+    """
+    match = REGISTERED.fullmatch(reference)
+    if not match:
+        raise ValueError(
+            f"{reference} is not a registered model: write models:/name@alias or models:/name/3."
+        )
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from pipelines.tracking import Destination
+
+    place = Storage.at(store or os.environ.get("LATENTMILL_STORE", "store"))
+    uri = Destination.of(place, match["name"]).uri
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        if match["alias"]:
+            version = client.get_model_version_by_alias(match["name"], match["alias"])
+        else:
+            version = client.get_model_version(match["name"], match["version"])
+    except MlflowException as error:
+        raise ValueError(
+            f"The registry at {uri} has no {reference} ({str(error).splitlines()[0]})."
+        ) from error
+    if not version.source:
+        raise ValueError(f"{reference} says no place where its snapshot lies.")
+    return version.source
+
+
+class Generator:
+    """Draws images. Loads weights at once and the text encoder with the first prompt."""
+
+    def __init__(self, folder: SnapshotFolder, *, device: str | None = None) -> None:
+        import torch
+
+        from diffusion.denoiser import Denoiser
+        from diffusion.latents import LatentStatistics
+        from pipelines.sampling import LatentModel
+
+        self.folder = folder
+        self.classes = folder.classes
+        """Names of the classes that can be asked for."""
+        record = folder.record
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        channels, size, _ = record["latent_shape"]
+        text = record.get("text")
+        network = network_config(record["network"]).build(
+            channels=channels,
+            size=size,
+            classes=len(self.classes),
+            text_width=text["width"] if text else None,
+        )
+        network.load_state_dict(folder.tensors("denoiser.safetensors"))
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.model: LatentModel = LatentModel(
+            denoiser=Denoiser(self.network),
+            autoencoder=folder.autoencoder().to(self.device).requires_grad_(False),
+            statistics=LatentStatistics.from_json(record["statistics"]),
+            shape=tuple(record["latent_shape"]),
+            classes=len(self.classes),
+            text_width=text["width"] if text else None,
+            device=self.device,
+        )
+
+    @functools.cached_property
+    def embedder(self) -> TextEmbedder:
+        """The text encoder that the model was trained with. `ValueError` if another one is installed."""
+        from pipelines import embedders
+
+        if not self.folder.record.get("text"):
+            raise ValueError("This model reads no text.")
+        return embedders.load_text(self.folder.record["text"])
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """The sampler that the training drew its own pictures with."""
+        return sampler_config(self.folder.record["sampling"]["sampler"])
+
+    @property
+    def guidance(self) -> GuidanceConfig:
+        return guidance_config(self.folder.record["sampling"]["guidance"])
+
+    def generate(
+        self,
+        prompts: Sequence[str] | None = None,
+        *,
+        classes: Sequence[str | int] | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: float | GuidanceConfig | None = None,
+        sampler: SamplerConfig | None = None,
+        micro_batch: int = MICRO_BATCH,
+    ) -> list[Image]:
+        """Images for prompts, for classes (names or ids), for both side by side, or for nothing in
+        particular.
+
+        An image depends on seed, its index, its prompt and class, and on `micro_batch`; not on the others.
+
+        Args:
+            prompts: put into the caption template that the model was trained with: "a red fox" is enough.
+            count: how many images; prompts and classes are repeated in turn. As many as there are of them if
+            None.
+            indices: one an image; 0, 1, 2, ... if None.
+            steps: of the sampler; as in training if None.
+            guidance: scale, 1 being none; as in training if None.
+
+        Raises:
+            ValueError: the model knows no such class, or does not read text.
+        """
+        import dataclasses
+
+        from PIL import Image
+
+        from diffusion.config import GuidanceConfig
+        from pipelines import sampling
+
+        wanted = asks(
+            prompts,
+            classes,
+            known=self.classes,
+            text=self.model.text_width is not None,
+            template=self.folder.record.get("caption"),
+        )
+        if count is None:
+            count = len(indices) if indices is not None else len(wanted) or 1
+        places = list(range(count) if indices is None else indices)
+        if len(places) != count:
+            raise ValueError(f"{count} images and {len(places)} indices: give as many.")
+        chosen = sampler or self.sampler
+        if steps is not None:
+            chosen = dataclasses.replace(chosen, steps=steps)
+        if isinstance(guidance, (int, float)):
+            guidance = GuidanceConfig(scale=float(guidance))
+        embeddings = self.embed([ask.prompt for ask in wanted if ask.prompt is not None])
+        drawings = []
+        for n, index in enumerate(places):
+            ask = wanted[n % len(wanted)] if wanted else None
+            text = embeddings[ask.prompt] if ask and ask.prompt is not None else None
+            drawings.append(sampling.Drawing(index=index, text=text, label=ask.label if ask else None))
+        images = sampling.draw(
+            self.model,
+            drawings,
+            seed=seed,
+            sampler=chosen,
+            guidance=guidance or self.guidance,
+            micro_batch=micro_batch,
+        )
+        return [Image.fromarray(image) for image in images]
+
+    def embed(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Each distinct text's embedding; the encoder is not loaded without any."""
+        distinct = list(dict.fromkeys(texts))
+        return dict(zip(distinct, self.embedder.encode(distinct), strict=True)) if distinct else {}
+
+
+def autoencoder_config(record: dict[str, Any]) -> Any:
+    from diffusion.config import AutoencoderConfig
+
+    return _config(AutoencoderConfig, record)
+
+
+def network_config(record: dict[str, Any]) -> Any:
+    from diffusion.config import NetworkConfig
+
+    return _config(NetworkConfig, record)
+
+
+def sampler_config(record: dict[str, Any]) -> Any:
+    from diffusion.config import SamplerConfig
+
+    return _config(SamplerConfig, record)
+
+
+def guidance_config(record: dict[str, Any]) -> Any:
+    from diffusion.config import GuidanceConfig
+
+    return _config(GuidanceConfig, record)
+
+
+def _config(kind: Any, record: dict[str, Any]) -> Any:
+    """The config dataclass that a manifest's JSON stands for."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(record)
+    except ValidationError as error:
+        raise ValueError(
+            f"This version does not know the configuration {record}: {error.errors()[0]['msg']}."
+        ) from error

@@ -1,0 +1,164 @@
+"""Latents, embeddings and classes to a denoiser."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from diffusion.config import (
+    DiTConfig,
+    GuidanceConfig,
+    HeunConfig,
+    LogitNormalConfig,
+    NetworkConfig,
+    OptimizationConfig,
+    SamplerConfig,
+    TimesConfig,
+)
+from pipelines.stage import Input, Inputs, Kind, Session, Stage, execution, jsonable
+from pipelines.stages.train_autoencoder import check_training
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """Trains a denoiser of latents; the snapshot holds its averaged weights and all that drawing takes.
+
+    With `text` it follows prompts, with `images` that have classes it follows those; with neither it is
+    unconditional.
+    """
+
+    version: ClassVar[int] = 1
+    output: ClassVar[Kind] = "snapshot"
+    accelerated: ClassVar[bool] = True
+
+    latents: Annotated[str, Input("dataset", ("moments.npy",))]
+    autoencoder: Annotated[str, Input("snapshot")]
+    """The one that made the latents; a copy of it goes into the snapshot."""
+    text: Annotated[str | None, Input("dataset", ("text.json", "text.npy", "pooled.npy"))] = None
+    """An embed stage."""
+    images: Annotated[str | None, Input("dataset", ("cls",))] = None
+    """The images' classes."""
+    network: NetworkConfig = DiTConfig()
+    images_seen: int = 100_000
+    """Images that training sees, each as often as it takes. A larger number continues the shorter run."""
+    batch: int = 64
+    """Images a step, over all workers."""
+    optimization: OptimizationConfig = OptimizationConfig(lr=1e-3, warmup=5_000, cooldown=20_000)
+    times: TimesConfig = LogitNormalConfig()
+    drop_text: float = 0.1
+    """Share of samples that are trained without their caption, so that guidance has something to leave."""
+    drop_label: float = 0.1
+    """The same for the class, independently."""
+    flips: bool = False
+    """Uses the mirrored moments for half of the samples; encode must have been told `flips: true`."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic; its weights stay float32."""
+
+    sampler: SamplerConfig = execution(HeunConfig())
+    """Of the live pictures, and the snapshot's own choice when it is asked to draw."""
+    guidance: GuidanceConfig = execution(GuidanceConfig())
+    """The same."""
+    prompts: tuple[str, ...] = execution(())
+    """Of the live pictures; captions of the validation split, or classes, if empty."""
+    validation_samples: int = execution(256)
+    """Held-out samples that the curve is measured on, at most."""
+    validate_every: int | None = execution(None)
+    """Images between two points of the held-out curve; a twentieth of the run if None."""
+    samples_every: int | None = execution(None)
+    """Images between two rows of pictures; an eighth of the run if None."""
+    checkpoint_every: int | None = execution(None)
+    """Images between two checkpoints, beside those by time."""
+    checkpoint_seconds: float | None = execution(60.0)
+    """Seconds between two checkpoints; what a killed run loses at most."""
+
+    def __post_init__(self) -> None:
+        check_training(self.images_seen, self.batch, self.optimization)
+        for name in ("drop_text", "drop_label"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1.")
+        if self.prompts and self.text is None:
+            raise ValueError("`prompts` need `text`: name an embed stage, or leave them out.")
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        if name == "latents" and self.flips:
+            return ("moments.npy", "flipped.moments.npy")
+        return super().columns(name)
+
+    def summary(self) -> str:
+        given = [word for word, name in (("text", self.text), ("class", self.images)) if name]
+        return f"{self.images_seen:,} images seen, {' and '.join(given) if given else 'unconditional'}"
+
+    def run(self, session: Session) -> dict[str, Any]:
+        from pipelines.trainer import Job, Training, train_worker
+
+        _check_inputs(self, session.inputs)
+        latents, images = session.inputs["latents"], session.inputs.get("images")
+        text, autoencoder = session.inputs.get("text"), session.inputs["autoencoder"]
+        training = Training(
+            batch=self.batch,
+            images_seen=self.images_seen,
+            optimization=self.optimization,
+            seed=self.seed,
+            precision=self.precision,
+            accelerated=bool(session.resources.gpus),
+            file="denoiser.safetensors",
+            validate_every=self.validate_every or max(1, self.images_seen // 20),
+            samples_every=self.samples_every or max(1, self.images_seen // 8),
+            checkpoint_every=self.checkpoint_every,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+        job = Job(
+            training=training,
+            task=functools.partial(self.task, dict(session.inputs)),
+            output=session.output,
+            checkpoints=session.checkpoints,
+            lease=session.lease,
+        )
+        result = session.gang(train_worker, {"job": job})
+        name = "autoencoder.safetensors"
+        session.output.replace(name, autoencoder.read(name))
+        embedded = text.manifest["statistics"]["text"] if text else None
+        result["files"][name] = autoencoder.record["files"][name]
+        return {
+            "task": "denoiser",
+            "network": jsonable(self.network),
+            "autoencoder": autoencoder.record["autoencoder"],
+            "statistics": latents.manifest["statistics"]["latents"],
+            "latent_shape": latents.manifest["statistics"]["shape"],
+            "resolution": latents.manifest["statistics"]["resolution"],
+            "classes": images.classes if images else [],
+            "text": embedded,
+            "caption": embedded.get("template") if embedded else None,
+            "sampling": {"sampler": jsonable(self.sampler), "guidance": jsonable(self.guidance)},
+            **result,
+        }
+
+    def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
+        from pipelines.tasks.denoiser import DenoiserTask
+
+        return DenoiserTask(self, inputs, device=device, workers=workers)
+
+
+def _check_inputs(stage: Train, inputs: Inputs) -> None:
+    """`ValueError` where latents and autoencoder do not belong together, or latents lack what is asked
+    for."""
+    latents, autoencoder = inputs["latents"], inputs["autoencoder"]
+    statistics = latents.manifest.get("statistics", {})
+    if "latents" not in statistics:
+        raise ValueError(f"{stage.latents} holds no latents: name an encode stage.")
+    if statistics.get("autoencoder") != autoencoder.digest():
+        raise ValueError(
+            f"{stage.latents} was not encoded by {stage.autoencoder}: "
+            "name the autoencoder that encode was given."
+        )
+    if stage.flips and "flipped.moments.npy" not in latents.columns:
+        raise ValueError(
+            f"{stage.latents} has no mirrored moments: set `flips: true` in its encode stage too."
+        )

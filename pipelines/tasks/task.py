@@ -1,0 +1,51 @@
+"""What the training loop asks of whatever it trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+
+class Share(Protocol):
+    """One rank's part of a global batch."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Task(Protocol):
+    """A module, its data, its loss, and how to look at it. All randomness is a function of positions."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is trained, called by `losses` through `forward` (DDP hears nothing else)."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Training samples; an epoch is a permutation of them."""
+        ...
+
+    def share(self, positions: np.ndarray, indices: np.ndarray) -> Share:
+        """Samples `indices`, at the global `positions` of the training stream; CPU tensors, called in a
+        thread."""
+        ...
+
+    def losses(self, module: nn.Module, share: Any) -> Tensor:
+        """Per-sample losses [b]; `module` is `self.module` or the DDP around it."""
+        ...
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Held-out figures of a module with averaged weights; empty without a validation split."""
+        ...
+
+    def picture(self, module: nn.Module) -> bytes | None:
+        """PNG that shows how far it is."""
+        ...
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """What goes into the snapshot."""
+        ...
