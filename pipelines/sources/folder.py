@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipelines.sources import zip as archive
 from pipelines.sources.layout import File, Files, Labels, hash_stream, survey
@@ -18,6 +18,8 @@ from pipelines.sources.listing import Listing, Reader
 class FolderSource:
     """A folder, with or without metadata.csv or .jsonl, class folders, and a .txt beside each image."""
 
+    pictures: ClassVar[bool] = True
+    """Whether near-duplicates can be told by a perceptual hash."""
     kind: Literal["folder"] = "folder"
     path: Path = field(metadata={"execution": True})
     """The folder, or a zip archive of it. Where it lies decides nothing."""

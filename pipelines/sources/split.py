@@ -22,7 +22,8 @@ class Split:
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
             raise ValueError(
-                f"split: validation {self.validation:g} and test {self.test:g} must be 0 or more and below 1 together."
+                f"split: validation {self.validation:g} and test {self.test:g} must be 0 or more,"
+                " and below 1 together."
             )
         if self.distance is not None and not 0 <= self.distance <= 7:
             raise ValueError(f"split.distance is {self.distance}; it must be 0 to 7, or null.")

@@ -130,7 +130,7 @@ class Ingest(ShardStage):
                 "labels": dict(sorted(labels.items())),
                 "captioned": sum("text" in entry.facts for entry in survey.listing.entries),
                 "duplicates": {"clusters": found.clusters, "images": found.clustered},
-                "leaks": {"near": found.leaks, "exact": found.exact_leaks},
+                "leaks": {"near": found.leaks if self.source.pictures else None, "exact": found.exact_leaks},
                 "ignored": survey.listing.ignored,
                 "codecs": codecs(),
             },
@@ -151,7 +151,7 @@ class _Survey:
 
 @functools.lru_cache(maxsize=2)
 def _survey(stage: Ingest, digest: str) -> _Survey:
-    """Lists the source, looks at what is new in it, decides on splits and shards. `digest` is the cache's key."""
+    """Lists the source, looks at what is new in it, decides on splits and shards. `digest` is for the cache."""
     from pipelines.duplicates import Look, clusters
     from pipelines.sources.listing import keys
 
@@ -161,14 +161,15 @@ def _survey(stage: Ingest, digest: str) -> _Survey:
     names = keys(listing.entries)
     looks: list[Look | None] = [None] * len(names)
     rejects = [entry.reject for entry in listing.entries]
-    if stage.split.distance is not None:
+    distance = stage.split.distance if stage.source.pictures else None
+    if distance is not None:
         known = _look(stage, listing.entries)
         for n, entry in enumerate(listing.entries):
             seen = known.get(entry.digest, {})
             rejects[n] = rejects[n] or seen.get("reject")
             looks[n] = Look(seen["hash"], seen["mirrored"]) if "hash" in seen else None
     digests = [entry.digest for entry in listing.entries]
-    groups = clusters(digests, looks, -1 if stage.split.distance is None else stage.split.distance)
+    groups = clusters(digests, looks, -1 if distance is None else distance)
     stated = [entry.split for entry in listing.entries]
     assignment = assign(names, digests, stated, groups, split=stage.split, seed=stage.seed)
     return _Survey(
@@ -182,7 +183,7 @@ def _survey(stage: Ingest, digest: str) -> _Survey:
 
 
 def _look(stage: Ingest, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Digest -> what a child saw in it; asked once a machine, and kept as it goes, so that planning resumes."""
+    """Digest -> what a child saw in it; kept as it goes, so that planning resumes and repeats nothing."""
     from pipelines.sources.seen import Seen
     from pipelines.sources.untrusted import in_child, look_at
 
