@@ -118,9 +118,10 @@ def _pairs(left: np.ndarray, right: np.ndarray, distance: int) -> Iterator[tuple
 
 def _bits(low: np.ndarray) -> int:
     values = low.flatten()
+    median = np.sort(values[1:])[len(values) // 2 - 1]
     # The first coefficient is brightness, which says nothing of shape.
-    values[0] = np.median(values[1:])
-    return int.from_bytes(np.packbits(values > np.median(values[1:])).tobytes(), "big")
+    values[0] = median
+    return int.from_bytes(np.packbits(values > median).tobytes(), "big")
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines.shards import canonical
 from pipelines.sources.listing import Entry, Listing, Reader
@@ -34,6 +34,8 @@ _WAYS = (
 class IdxSource:
     """A folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not."""
 
+    pictures: ClassVar[bool] = False
+    """28 px of one kind of thing all look alike to a perceptual hash (Fashion-MNIST: one cluster of 10,958)."""
     kind: Literal["idx"] = "idx"
     path: Path = field(default=Path("/usr/share/datasets/fashion-mnist"), metadata={"execution": True})
     """The folder. Where it lies decides nothing."""

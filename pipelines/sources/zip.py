@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines.sources.layout import File, Files, Labels, hash_stream, survey
 from pipelines.sources.listing import Listing, Reader
@@ -19,6 +19,8 @@ from pipelines.sources.listing import Listing, Reader
 class ZipSource:
     """A zip archive; all that holds for a folder holds for what is in it."""
 
+    pictures: ClassVar[bool] = True
+    """Whether near-duplicates can be told by a perceptual hash."""
     kind: Literal["zip"] = "zip"
     path: Path = field(metadata={"execution": True})
     """The archive. Where it lies decides nothing."""

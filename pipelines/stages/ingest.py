@@ -151,7 +151,7 @@ class _Survey:
 
 @functools.lru_cache(maxsize=2)
 def _survey(stage: Ingest, digest: str) -> _Survey:
-    """Lists the source, looks at what is new in it, decides on splits and shards. `digest` is for the cache."""
+    """Lists the source, looks at what is new, decides on splits and shards. `digest` is for the cache."""
     from pipelines.duplicates import Look, clusters
     from pipelines.sources.listing import keys
 
