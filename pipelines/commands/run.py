@@ -70,7 +70,7 @@ class Run:
         if self.json:
             say_json(_summary(planned, place))
         else:
-            _conclude(screen, planned, place, again)
+            _conclude(screen, planned, place, again, self.recipe)
         return 0
 
     def _run(self, recipe: Recipe, place: Storage, planned: Plan, screen: Console) -> None:
@@ -144,29 +144,32 @@ def _introduce(screen: Console, planned: Plan, place: Storage) -> None:
         )
 
 
-def _conclude(screen: Console, planned: Plan, place: Storage, again: str) -> None:
+def _conclude(screen: Console, planned: Plan, place: Storage, again: str, recipe: str) -> None:
+    """Scores, where things are, and the next commands."""
     from pipelines.commands.results import lines
     from pipelines.report.gather import gather
 
-    if not planned.done:
-        return
-    found = lines(gather(place, planned.recipe).scores)
-    for line in found:
-        screen.print(line, markup=False, soft_wrap=True)
-    if found:
-        screen.print()
+    told = lines(gather(place, planned.recipe).scores)
+    told += [""] * bool(told)
     for stage in planned.stages:
         if stage.stage.name() in ("generate", "augment") and stage.folder is not None:
-            screen.print(f"{stage.name:10} {stage.folder.url}", markup=False, soft_wrap=True)
-    screen.print(f"report     {_report(planned, place)}", markup=False, soft_wrap=True)
-    screen.print("\nNext:")
-    rows = [
-        (again, "again: runs only what changed, here nothing"),
-        ("latentmill init ~/photos && latentmill run photos.yaml", "your own images"),
-        (f"RAY_ADDRESS=ray://HOST:10001 LATENTMILL_STORE=s3://BUCKET/store {again}", "on a cluster"),
+            told.append(f"{stage.name:10} {stage.folder.url}")
+        if stage.stage.name() == "train":
+            told.append(f'more       latentmill generate "..." --model {recipe}:{stage.name}')
+    told += [
+        f"report     {_report(planned, place)}",
+        "record     latentmill ui",
+        "",
+        "Next:",
+        f"  {again}",
+        "      again: what is finished stays, a changed field runs what depends on it",
+        "  latentmill init ~/photos && latentmill run photos.yaml",
+        "      your own images",
+        f"  RAY_ADDRESS=HEAD:6379 LATENTMILL_STORE=s3://BUCKET/store {again}",
+        "      on a cluster, from one of its machines",
     ]
-    for command, meaning in rows:
-        screen.print(f"  {command}\n      {meaning}", markup=False, soft_wrap=True)
+    for line in told:
+        screen.print(line, markup=False, soft_wrap=True)
 
 
 def _report(planned: Plan, place: Storage) -> str:

@@ -116,7 +116,7 @@ def test_run_does_it_once_and_says_what_is_next(capsys: pytest.CaptureFixture[st
     assert main(["run", "tiny", "--executor", "inline", "--second.text", "there"]) == 0
     again = capsys.readouterr().out
     assert "starts" not in again
-    assert again.count("finished") == 2
+    assert again.count("  finished\n") == 2
 
 
 def test_run_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,3 +267,53 @@ def test_scores_are_told_with_their_meaning_and_floor() -> None:
         "lie closer than 99 % of the real ones do (about 1 % is to be expected)",
     ]
     assert results.lines({}) == []
+
+
+def test_ui_says_where_things_are_and_serves_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.commands import ui
+
+    monkeypatch.setattr(ui, "ray_dashboard", lambda: None)
+    database = tmp_path / "store" / "mlflow.db"
+    assert main(["ui", "--json", "--port", "5050"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["mlflow"] == "http://127.0.0.1:5050"
+    assert said["record"] == f"sqlite:///{database}"
+    assert main(["ui"]) == 2
+    assert "there is no record at" in capsys.readouterr().err
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(ui.subprocess, "call", lambda command, env: started.append(command) or 0)
+    database.parent.mkdir()
+    database.touch()
+    assert main(["ui", "--port", "5050"]) == 0
+    assert started[0][1:4] == ["-m", "mlflow", "server"]
+    assert started[0][started[0].index("--host") + 1] == "127.0.0.1"
+
+
+def test_a_dashboard_is_named_only_where_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from pipelines.commands import ui
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/version" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Dashboard)
+    port = server.server_port
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ui, "DASHBOARD_PORTS", [port])
+    assert ui.ray_dashboard() == f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert ui.ray_dashboard() == f"http://127.0.0.1:{port}"
+    server.shutdown()
+    server.server_close()
+    assert ui.ray_dashboard() is None
