@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps as write_json
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction
@@ -14,6 +15,7 @@ from pipelines.commands.console import console, say_json, store
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pipelines.config import Recipe
     from pipelines.plan import Plan as PipelinePlan
 
 MARKS = {"done": ("green", "✓"), "run": ("bold", "▸"), "after": ("dim", "·")}
@@ -31,6 +33,8 @@ class Plan:
     """A stage that would run though it is finished; may be repeated."""
     store: StorePath = None
     """Where results lie."""
+    fields: Switch = False
+    """List what can be set in its stages, as flags, instead."""
     json: Switch = False
     """Print JSON."""
 
@@ -39,6 +43,8 @@ class Plan:
         from pipelines.pipeline import plan
 
         recipe = config.load(self.recipe, flags)
+        if self.fields:
+            return self._fields(recipe)
         planned = plan(recipe, store(self.store), until=self.until, force=self.force)
         if self.json:
             say_json(
@@ -50,6 +56,25 @@ class Plan:
             )
         else:
             console().print(table(planned))
+        return 0
+
+    def _fields(self, recipe: Recipe) -> int:
+        from rich.markup import escape
+        from rich.padding import Padding
+        from rich.text import Text
+
+        from pipelines.fields import fields
+
+        found = [f for name, stage in recipe.stages.items() for f in fields(name, stage)]
+        if self.json:
+            say_json([asdict(f) for f in found])
+        else:
+            screen = console()
+            for f in found:
+                value = "" if f.group else write_json(f.value, ensure_ascii=False)
+                screen.print(f"[bold]{f.flag}[/] {escape(value)}", soft_wrap=True)
+                if f.meaning:
+                    screen.print(Padding(Text(f.meaning, "dim"), (0, 0, 0, 4)))
         return 0
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Run:
     """Run the stages of a recipe that are not finished; again is resume.
 
-    Fields of its stages are flags: --STAGE.FIELD VALUE. Without a recipe, the shipped ones are listed.
+    Fields of its stages are flags: --STAGE.FIELD VALUE (`latentmill plan RECIPE --fields` lists them).
+    Without a recipe, the shipped ones are listed.
     """
 
     recipe: Annotated[Positional[str | None], shown_as("[RECIPE]")] = None
