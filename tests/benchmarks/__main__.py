@@ -18,7 +18,9 @@ def benchmarks() -> dict[str, Callable[[], Iterable[Result]]]:
     found: dict[str, Callable[[], Iterable[Result]]] = {}
     for module in MODULES:
         loaded = importlib.import_module(f"tests.benchmarks.{module}")
-        found |= {name.removeprefix("bench_"): f for name, f in vars(loaded).items() if name.startswith("bench_")}
+        found |= {
+            name.removeprefix("bench_"): f for name, f in vars(loaded).items() if name.startswith("bench_")
+        }
     return found
 
 
@@ -36,7 +38,10 @@ def main(arguments: list[str]) -> int:
             for result in function():
                 record(replace(result, command=f"make bench only={name}"))
                 mark = {True: "met", False: "MISSED", None: ""}[result.met]
-                print(f"{result.name:48} {result.value:10.4g} {result.unit:12} {mark:7} {result.against}", flush=True)
+                print(
+                    f"{result.name:48} {result.value:10.4g} {result.unit:12} {mark:7} {result.against}",
+                    flush=True,
+                )
         except Exception as error:
             failed.append(name)
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)

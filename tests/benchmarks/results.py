@@ -47,15 +47,21 @@ def hardware() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1]
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = " ".join(names[0].split()) if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
 
 
 def record(result: Result) -> None:
-    """Appends the result to results.jsonl and renders RESULTS.md anew; misses are kept like any other line."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
+    """Appends the result to results.jsonl and renders RESULTS.md anew; misses stay like any other line."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout
     line = {
         **asdict(result),
         "met": result.met,
@@ -75,11 +81,16 @@ def render() -> str:
         "# Results",
         "",
         "Rendered from `results.jsonl` by `make bench`; newest first within a name. A miss stays.",
-        "Speeds are ratios or seconds measured side by side in one run; qualities name their extractor and floor.",
+        "Speeds are measured side by side in one run; qualities name their extractor and floor.",
         "",
     ]
     for group in sorted({line["name"].split("/")[0] for line in lines}):
-        page += [f"## {group}", "", "| name | value | target | against | n, spread | note | when |", "|---|---|---|---|---|---|---|"]
+        page += [
+            f"## {group}",
+            "",
+            "| name | value | target | against | n, spread | note | when |",
+            "|---|---|---|---|---|---|---|",
+        ]
         names = dict.fromkeys(line["name"] for line in lines if line["name"].split("/")[0] == group)
         for name in sorted(names):
             for line in reversed([line for line in lines if line["name"] == name]):
