@@ -35,7 +35,7 @@ class IdxSource:
     """A folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not."""
 
     pictures: ClassVar[bool] = False
-    """28 px of one kind of thing all look alike to a perceptual hash (Fashion-MNIST: one cluster of 10,958)."""
+    """28 px of one kind of thing all look alike to it (Fashion-MNIST: one cluster of 10,958 in 4 bits)."""
     kind: Literal["idx"] = "idx"
     path: Path = field(default=Path("/usr/share/datasets/fashion-mnist"), metadata={"execution": True})
     """The folder. Where it lies decides nothing."""
