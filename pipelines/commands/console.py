@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
     from cluster.storage import Storage
 
+PIPE_WIDTH = 160
+
 
 def console() -> Console:
-    """For people: colours and live rows where stdout is a terminal."""
+    """For people: colours and live rows where stdout is a terminal, long lines where it is a pipe."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=PIPE_WIDTH if piped else None)
 
 
 def store(url: str | None) -> Storage:

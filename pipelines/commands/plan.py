@@ -83,13 +83,21 @@ def table(planned: PipelinePlan) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    rows = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(4):
-        rows.add_column()
+    kinds = {s.name: s.stage.name() for s in planned.stages}
+    names = {name: name if name == kind else f"{name} ({kind})" for name, kind in kinds.items()}
+    rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    rows.add_column(width=1)
+    rows.add_column(no_wrap=True, min_width=max(map(len, names.values())))
+    rows.add_column(no_wrap=True, overflow="ellipsis", ratio=3)
+    rows.add_column(no_wrap=True, overflow="ellipsis", ratio=2)
     for stage in planned.stages:
         style, mark = MARKS[stage.state]
-        kind = stage.stage.name()
-        name = stage.name if stage.name == kind else f"{stage.name} ({kind})"
         why = "finished" if stage.state == "done" else stage.reason
-        rows.add_row(Text(mark, style), Text(name, style), Text(stage.stage.summary()), Text(why, "dim"))
+        told = (
+            Text(mark, style),
+            Text(names[stage.name], style),
+            Text(stage.stage.summary()),
+            Text(why, "dim"),
+        )
+        rows.add_row(*told)
     return rows
