@@ -1,4 +1,4 @@
-"""A dataset without bytes of its own: rows that point into other datasets, with a weight and whether to keep."""
+"""A dataset without bytes of its own: rows that point into other datasets, each with a weight."""
 
 from __future__ import annotations
 
