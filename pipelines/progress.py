@@ -23,6 +23,8 @@ WINDOW = 20.0
 PLAIN_EVERY = 15.0
 """Seconds between two progress lines of a stage where there is no terminal."""
 SHOWN_METRICS = 3
+HIDDEN_METRICS = ("grad_norm", "lr", "images_per_second")
+"""They stand in the report and in MLflow."""
 PICTURE_LINES = 12
 
 
@@ -91,7 +93,8 @@ class Board:
         elif kind == "progress":
             row.progress(time, event["done"], event.get("total"), str(event.get("unit") or ""))
         elif kind == "metrics":
-            row.metrics |= {k: v for k, v in event["values"].items() if isinstance(v, (int, float))}
+            shown = {k: v for k, v in event["values"].items() if isinstance(v, (int, float))}
+            row.metrics |= {k: v for k, v in shown.items() if k not in HIDDEN_METRICS}
         elif kind == "picture":
             self.picture, self.picture_of = event["png"], f"{name}: {event['name']}"
         elif kind == "note":
@@ -124,8 +127,11 @@ class Rows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._board.picture = None  # the last samples are among the results; the rows stay
+        self._board.picture = None  # the last samples are among the results; the rows stay
+        if isinstance(error, KeyboardInterrupt):
+            for row in self._board.rows.values():
+                if row.state in ("running", "failed"):
+                    row.state, row.told = "waiting", f"interrupted at {row.counts()}"
         self._live.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:

@@ -49,7 +49,7 @@ def test_the_board_follows_a_stage_from_start_to_end() -> None:
     board.take(event("stage_start", 100.0))
     board.take(event("progress", 101.0, done=100, total=1599, unit="images"))
     board.take(event("progress", 103.0, done=300, total=1599, unit="images"))
-    board.take(event("metrics", 103.0, step=300, values={"loss": 0.5123, "name": "x"}))
+    board.take(event("metrics", 103.0, step=300, values={"grad_norm": 1.0, "loss": 0.5123, "name": "x"}))
     shown = text_of(console, board, 103.0)
     assert "300 of 1,599 images  100/s, 13 s left  loss 0.512" in shown
     board.take(event("progress", 119.0, done=1599, total=1599, unit="images"))
@@ -110,6 +110,20 @@ def test_on_a_terminal_the_samples_are_redrawn_below_the_rows() -> None:
         listener(event("note", 1.0, text="kept above"))
         listener(event("stage_end", 2.0))
     assert "kept above" in file.getvalue()
+
+
+def test_what_was_interrupted_is_not_called_failed() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=90, height=40)
+    listener = progress.shown(console, [("train", "new")])
+    with pytest.raises(KeyboardInterrupt), listener:
+        listener(event("stage_start", 0.0))
+        listener(event("progress", 1.0, done=40, total=100, unit="images"))
+        listener(event("stage_end", 2.0, error="RuntimeError: the run was interrupted."))
+        raise KeyboardInterrupt
+    last = file.getvalue().splitlines()[-1]
+    assert "interrupted at 40 of 100 images" in last
+    assert "✗" not in last
 
 
 @pytest.mark.parametrize(
