@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.arrays import from_npy
+from pipelines.dataset import Dataset
+from pipelines.models import SnapshotFolder
+from pipelines.stages.encode import Encode
+from tests.pipelines import tiny
+from tests.pipelines.stages.making import column, made
+
+Inputs = dict[str, Dataset | SnapshotFolder]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {"images": tiny.images(folder / "images"), "autoencoder": tiny.autoencoder(folder / "autoencoder")}
+
+
+@pytest.fixture(scope="module")
+def stage() -> Encode:
+    return Encode(images="images", autoencoder="vae", micro_batch=5, flips=True)
+
+
+@pytest.fixture(scope="module")
+def latents(stage: Encode, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return made(stage, inputs, tmp_path_factory.mktemp("latents"))
+
+
+def moments(inputs: Inputs, picture: np.ndarray) -> np.ndarray:
+    snapshot = inputs["autoencoder"]
+    assert isinstance(snapshot, SnapshotFolder)
+    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.inference_mode():
+        found = snapshot.autoencoder().encode(pixels)
+        return torch.cat([found.mean, found.std], 1)[0].numpy()
+
+
+def test_moments_are_the_autoencoders_unscaled(inputs: Inputs, latents: Dataset) -> None:
+    plain, flipped = column(latents, "moments.npy"), column(latents, "flipped.moments.npy")
+    assert len(plain) == len(flipped) == tiny.TRAIN + tiny.HELD_OUT
+    for n in (0, 11, 29):
+        found = from_npy(plain[f"k{n:03d}"])
+        assert found.dtype == np.float16
+        assert found.shape == (4, 4, 4)
+        np.testing.assert_allclose(found, moments(inputs, tiny.picture(n)), atol=2e-3, rtol=2e-3)
+        mirrored = moments(inputs, tiny.picture(n)[:, ::-1])
+        np.testing.assert_allclose(from_npy(flipped[f"k{n:03d}"]), mirrored, atol=2e-3, rtol=2e-3)
+
+
+def test_company_changes_no_bit(stage: Encode, inputs: Inputs, latents: Dataset) -> None:
+    shard = stage.plan(inputs)[0]
+    rows = stage.rows(inputs, shard)
+    for some in (rows[7:8], rows[2:9], rows[::3]):
+        for sample in stage.open(inputs)(shard, some):
+            place = latents.index(shard.name).keys.index(sample.key)
+            for name, data in sample.members.items():
+                assert latents.read_member(shard.name, place, name) == data
+
+
+def test_statistics_are_those_of_drawn_latents_of_the_train_split(inputs: Inputs, latents: Dataset) -> None:
+    keys = {key for s in latents.shards if s.split == "train" for key in latents.index(s.name).keys}
+    assert len(keys) == tiny.TRAIN
+    stored = np.stack([from_npy(d) for key, d in column(latents, "moments.npy").items() if key in keys])
+    mean, std = np.split(stored.astype(np.float64), 2, axis=1)
+    noise = np.random.default_rng(0).normal(size=(500, *mean.shape))
+    drawn = (mean + std * noise).swapaxes(0, 2).reshape(2, -1)
+    found = latents.manifest["statistics"]
+    assert found["latents"]["mean"] == pytest.approx(mean.mean((0, 2, 3)).tolist(), abs=1e-9)
+    assert found["latents"]["std"] == pytest.approx(drawn.std(1).tolist(), rel=0.01)
+    assert found["shape"] == [2, 4, 4]
+    assert found["resolution"] == tiny.SIZE
+    assert found["autoencoder"] == inputs["autoencoder"].digest()
+
+
+def test_without_flips_there_is_one_column(inputs: Inputs, latents: Dataset, tmp_path: Path) -> None:
+    plain = made(Encode(images="images", autoencoder="vae", micro_batch=5), inputs, tmp_path)
+    assert plain.columns == ["moments.npy"]
+    assert column(plain, "moments.npy") == column(latents, "moments.npy")
+
+
+@pytest.mark.parametrize(("sizes", "message"), [((16, 20), "differs in size"), ((18, 18), "factor 4")])
+def test_sizes_that_do_not_go_are_said(
+    sizes: tuple[int, int], message: str, inputs: Inputs, tmp_path: Path
+) -> None:
+    def members(key: str, n: int) -> dict[str, bytes]:
+        data = io.BytesIO()
+        Image.new("RGB", (sizes[n % 2],) * 2).save(data, "PNG")
+        return {"png": data.getvalue()}
+
+    images = tiny.dataset(tmp_path / "images", members)
+    stage = Encode(images="images", autoencoder="vae", micro_batch=4)
+    with pytest.raises(ValueError, match=message):
+        made(stage, {**inputs, "images": images}, tmp_path / "latents")
