@@ -40,7 +40,7 @@ class Denoiser:
     def __call__(
         self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        """Clean latents, in the dtype of `x_t`."""
+        """Clean latents, in the precision of `x_t` and `t` even where the network's output has less."""
         c_skip, c_out, c_in, c_noise = self.preconditioning(self.schedule, t)
-        output = self.network(broadcast(c_in, x_t) * x_t, c_noise, conditioning).to(x_t.dtype)
+        output = self.network(broadcast(c_in, x_t) * x_t, c_noise, conditioning)
         return broadcast(c_skip, x_t) * x_t + broadcast(c_out, x_t) * output

@@ -42,13 +42,11 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module, *, images_seen: int, batch: int) -> None:
         """After the step of `batch` images that brought the training to `images_seen`."""
-        beta = (1 - batch / images_seen) ** (
-            self.exponent + 1
-        )  # Equation 2, with an image as the unit of time
+        # Equation 2, with an image as the unit of time.
+        beta = (1 - batch / images_seen) ** (self.exponent + 1)
+        averages = list(self.averages.values())
         parameters = [p.detach().float() for p in module.parameters()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self.averages.values()), parameters, 1 - beta
-        )
+        torch._foreach_lerp_(averages, parameters, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

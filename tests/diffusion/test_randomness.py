@@ -31,6 +31,11 @@ def test_seeds_streams_and_positions_have_numbers_of_their_own():
         assert abs(correlation) < 4 / 5000**0.5
 
 
+def test_no_number_of_one_position_is_another_positions_too():
+    noise = randomness.normal(0, np.arange(100), (50,))
+    assert len(noise.unique()) > 0.999 * noise.numel()
+
+
 def test_noise_is_standard_normal_within_and_across_positions():
     noise = randomness.normal(3, np.arange(400), (25,)).double().numpy()
     assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3

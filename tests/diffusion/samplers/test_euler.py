@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def test_same_as_diffusers(shift: float):
     noise = torch.randn(2, 3, 4, 4)
     ours = Euler(steps=20, shift=shift)(Denoiser(network), noise, Conditioning())
 
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())
     x = noise
     for step in scheduler.timesteps:
