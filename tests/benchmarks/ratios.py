@@ -16,7 +16,7 @@ from tests.benchmarks.results import Result
 STEPS = 120
 """Optimizer steps of one timed training."""
 PAIRS = 3
-FLAGS = ("--vae.images-seen", "1600", "--vae.optimization.cooldown", "0", "--vae.optimization.warmup", "0")
+FLAGS = ("--autoencoder.images-seen", "1600", "--autoencoder.optimization.cooldown", "0", "--autoencoder.optimization.warmup", "0")
 """An autoencoder that has hardly learned costs what any other does."""
 
 
@@ -68,7 +68,7 @@ def bench_training() -> Iterator[Result]:
     from pipelines.trainer import Job, Training, train_worker
 
     torch.set_num_threads(torch.get_num_threads())
-    planned = line()["base"]
+    planned = line()["model"]
     stage, inputs = planned.stage, planned.open()
     target = STEPS * stage.batch
     task = stage.task(inputs, torch.device("cpu"), 1)
