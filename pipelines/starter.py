@@ -65,17 +65,18 @@ def choose(found: Survey, machine: Machine) -> Choice:
     what = "a machine without a GPU" if not machine.gpus else f"a GPU with {gigabytes:.0f} GB"
     why = f"as much as {what} trains well" if size == limit else f"most images have {side} px or more"
     large = size > 96
-    width, depth, heads = (512, 12, 8) if machine.gpus else (256, 6, 4)
+    width, depth, heads = (512, 12, 8) if machine.gpus else (192, 6, 3)
     if gigabytes > 36:
         width, depth, heads = 768, 12, 12
     latents = size // (8 if large else 4)
-    patch = 2 if latents % 2 == 0 else 1
+    # 16 tokens without a GPU: in a short training more and cheaper steps beat more tokens
+    patch = 2 if machine.gpus else latents // 4
     parameters = 20 * width**2 * depth
     flops = len(machine.gpus[:1]) * GPU_FLOPS or machine.cores * CORE_FLOPS
     seconds = 60 * MINUTES
     network = 6 * parameters * (latents // patch) ** 2
     channels = 64 if machine.gpus else 32
-    autoencoder = 330 * channels**2 * (2 if large else 1) * size**2
+    autoencoder = 200 * channels**2 * (2 if large else 1) * size**2
     most = MOST_EPOCHS * found.images
     network_images = _round(min((1 - AUTOENCODER_SHARE) * seconds * flops / network, most))
     autoencoder_images = _round(min(AUTOENCODER_SHARE * seconds * flops / autoencoder, most))
@@ -117,7 +118,7 @@ def recipe(
     if captioner:
         parts += [captioner, _TEXT]
     parts += [_autoencoder(choice, machine), _LATENTS, _model(found, choice, machine, bool(captioner))]
-    parts += _after(found, bool(captioner), "efficientnet-lite0" in weights)
+    parts += _after(found, machine, bool(captioner), "efficientnet-lite0" in weights)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -177,6 +178,7 @@ _LATENTS = """\
 
 def _autoencoder(choice: Choice, machine: Machine) -> str:
     side = choice.size // choice.factor
+    batch = min(64, choice.batch // 2)
     return f"""\
   autoencoder:   # {choice.size} px to {side} x {side} latents of {choice.latent_channels} channels
     stage: train_autoencoder
@@ -188,8 +190,8 @@ def _autoencoder(choice: Choice, machine: Machine) -> str:
       stem: {choice.stem}
       multipliers: {list(choice.multipliers)}
     images_seen: {choice.autoencoder_images:_}
-    batch: {min(choice.batch, 64)}
-    optimization: {_pace(choice.autoencoder_images, min(choice.batch, 64))}
+    batch: {batch}
+    optimization: {_pace(choice.autoencoder_images, batch, machine)}
     {_precision(machine)}
 """
 
@@ -211,21 +213,30 @@ def _model(found: Survey, choice: Choice, machine: Machine, text: bool) -> str:
       patch: {choice.patch}
     images_seen: {choice.network_images:_}   # each image {epochs:,.0f} times; a larger number goes on
     batch: {choice.batch}
-    optimization: {_pace(choice.network_images, choice.batch)}
+    optimization: {_pace(choice.network_images, choice.batch, machine)}
     {_precision(machine)}
+{_drawing(machine)}
 """
 
 
-def _pace(images: int, batch: int) -> str:
-    """A learning rate that rises over the first twentieth and falls over the last fifth."""
-    return f"{{lr: 1e-3, warmup: {max(batch, images // 20):_}, cooldown: {images // 5:_}}}"
+def _pace(images: int, batch: int, machine: Machine) -> str:
+    """A learning rate that rises over the first twentieth and falls over the last two fifths."""
+    lr = "5e-4" if machine.gpus else "2e-3"  # what larger networks bear, and what short trainings want
+    pace = f"warmup: {max(batch, images // 20):_}, cooldown: {images * 2 // 5:_}"
+    return f"{{lr: {lr}, weight_decay: 0.01, {pace}}}"
+
+
+def _drawing(machine: Machine) -> str:
+    return f"""\
+    sampler: {{kind: heun, steps: {18 if machine.gpus else 12}}}
+    guidance: {{scale: 3.0}}   # higher follows the text more and varies less"""
 
 
 def _precision(machine: Machine) -> str:
     return "precision: " + ("bfloat16" if machine.gpus else "float32")
 
 
-def _after(found: Survey, text: bool, judged: bool) -> list[str]:
+def _after(found: Survey, machine: Machine, text: bool, judged: bool) -> list[str]:
     count = max(64, min(2000, found.images // 2))
     inputs = "    images: images\n" * bool(found.labels) + "    captions: captions\n" * text
     why = "   # captions and classes as often as in the images" if inputs else ""
@@ -235,6 +246,7 @@ def _after(found: Survey, text: bool, judged: bool) -> list[str]:
     model: model
 {inputs}\
     count: {count}
+{_drawing(machine)}
 """
     augmented = """\
   augmented: {stage: augment, real: images, generated: generated}
