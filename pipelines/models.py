@@ -45,7 +45,7 @@ MEANING = (
     "files",
 )
 """Fields of a snapshot's record that decide what it draws."""
-MICRO_BATCH = 8
+MICRO_BATCH = 4
 
 
 @dataclass(frozen=True, eq=False)
