@@ -180,9 +180,11 @@ def registered(reference: str, *, store: str | Path | None = None) -> str:
         raise ValueError(
             f"The registry at {uri} has no {reference} ({str(error).splitlines()[0]})."
         ) from error
-    if not version.source:
+    # A server refuses another machine's path as a source, so the record's own tag comes first.
+    place = version.tags.get("latentmill.url") or version.source
+    if not place:
         raise ValueError(f"{reference} says no place where its snapshot lies.")
-    return version.source
+    return place
 
 
 class Generator:
