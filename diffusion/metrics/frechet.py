@@ -51,7 +51,7 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, eq=False)
 class _Gaussian:
-    """A covariance by a factor: factor^T factor, of as few rows as its rank allows."""
+    """A covariance by a factor: factor^T factor."""
 
     mean: Float64[Tensor, " d"]
     factor: Float64[Tensor, "r d"]
@@ -65,18 +65,20 @@ class _Gaussian:
     @classmethod
     def of_features(cls, features: Float64[Tensor, "n d"]) -> _Gaussian:
         mean = features.mean(0)
-        factor = (features - mean) / math.sqrt(len(features) - 1)
-        return cls(mean, torch.linalg.qr(factor, mode="r").R if len(factor) > factor.shape[1] else factor)
+        return cls(mean, (features - mean) / math.sqrt(len(features) - 1))
 
     def distance(self, other: _Gaussian) -> float:
         """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau, 1982).
 
         With A = F^T F and B = G^T G, the eigenvalues of (A B)^(1/2) are the singular values of F G^T: nothing
-        is squared that a square root must undo, and few samples make a small matrix.
+        is squared that a square root must undo, and few samples in one set make it cheap.
         """
-        root = torch.linalg.svdvals(self.factor @ other.factor.T).sum()
+        f, g = self.factor, other.factor
+        if min(len(f), len(g)) > f.shape[1]:  # no factor needs more rows than columns
+            f, g = (torch.linalg.qr(factor, mode="r").R for factor in (f, g))
+        root = torch.linalg.svdvals(f @ g.T).sum()
         between = (self.mean - other.mean).square().sum()
-        return float(between + self.factor.square().sum() + other.factor.square().sum() - 2 * root)
+        return float(between + f.square().sum() + g.square().sum() - 2 * root)
 
 
 def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> float:
