@@ -54,7 +54,10 @@ class Ui:
         if served:
             return 0
         screen.print("Ctrl-C ends it.", style="dim")
-        return subprocess.call(server(record, self.port), env=_environment())
+        try:
+            return subprocess.call(server(record, self.port), env=_environment())
+        except KeyboardInterrupt:
+            return 0
 
 
 def server(record: Destination, port: int) -> list[str]:
