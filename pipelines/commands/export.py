@@ -24,6 +24,8 @@ class Export:
     """A folder that is not there yet, or is empty."""
     form: Literal["folder", "webdataset"] = "folder"
     """Class folders with metadata, or tars with every column joined."""
+    captions: Annotated[str | None, shown_as("DATASET")] = None
+    """A caption stage's dataset, for the text of each image, if not what the images came with."""
     store: StorePath = None
     """Where RECIPE:STAGE is looked up."""
     json: Switch = False
@@ -34,8 +36,11 @@ class Export:
         from pipelines.dataset import Dataset
         from pipelines.export import export
 
-        dataset = Dataset.open(Storage.at(resolve(self.dataset, self.store)))
-        count = export(dataset, self.out, form=self.form)
+        def opened(reference: str) -> Dataset:
+            return Dataset.open(Storage.at(resolve(reference, self.store)))
+
+        captions = opened(self.captions) if self.captions else None
+        count = export(opened(self.dataset), self.out, form=self.form, captions=captions)
         if self.json:
             say_json({"out": str(self.out), "form": self.form, "samples": count})
         else:
