@@ -53,6 +53,7 @@ $(BIN)/python:
 # A CPU build carries "+cpu" in its version. PyPI's torchvision does not load beside one: where torchvision has no such
 # build either it is taken out, and the one stage that needs it (open_clip embeddings) says so.
 $(INSTALLED): pyproject.toml constraints.txt weights.txt | $(BIN)/python
+	@echo "Setting up .venv with torch, ray, mlflow and the rest: some minutes, 3 GB without and 6 GB with GPU libraries."
 ifeq ($(TORCH),cpu)
 	@newest() { $(BIN)/pip index versions $$1 2>/dev/null | tr ', ' '\n\n' | grep -m 1 '+cpu$$'; }; \
 	torch=$$(newest torch); vision=$$(newest torchvision); \
