@@ -87,6 +87,7 @@ def killed(folder: str) -> None:
     not be
     forked once it has been used."""
     torch.set_num_threads(1)
+    import_all()
     line, context = tiny.line(Path(folder) / "line"), multiprocessing.get_context("fork")
     for name, arrange in KILLS.items():
 
@@ -99,6 +100,17 @@ def killed(folder: str) -> None:
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (name, process.exitcode)
+
+
+def import_all() -> None:
+    """Before forking, so that each process need not: an optimizer alone imports for seconds."""
+    import torch.nn.parallel
+    from safetensors import torch as _
+
+    from pipelines.tasks import denoiser
+
+    assert denoiser
+    COOLED.build(tiny.NETWORK.build(channels=2, size=4)).zero_grad()
 
 
 def in_fresh_process(function: str, *arguments: str) -> None:
@@ -243,6 +255,7 @@ def gang(world: int, folder: Path, line: dict[str, Any], stage: Any, *, dies_at:
 
 def gangs(folder: str) -> None:
     torch.set_num_threads(1)
+    import_all()
     line, top = tiny.line(Path(folder) / "line"), Path(folder)
     stage = tiny.train(optimization=COOLED, checkpoint_every=EVERY)
     gang(2, top / "two", line, stage)
