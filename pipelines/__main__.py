@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
+
+from pipelines.commands.console import program
 
 RECIPE_COMMANDS = ("plan", "run")
 """Commands that take a recipe's fields as flags with a dot: `--stage.field value`."""
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except KeyboardInterrupt:
-        again = f"; `latentmill {' '.join(given)}` goes on from here" if given[0] == "run" else ""
+        again = f"; `{program()} {shlex.join(given)}` goes on from here" if given[0] == "run" else ""
         print(f"\nlatentmill: stopped{again}.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `latentmill ... | head`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from cluster.storage import Storage
 
 PIPE_WIDTH = 160
+
+
+def program() -> str:
+    """How this command is called from here: by its name, or by its path where the name is not found."""
+    called = sys.argv[0]
+    if os.path.basename(called) != "latentmill" or shutil.which("latentmill"):
+        return "latentmill"
+    near = os.path.relpath(called)
+    return called if near.startswith("..") else near
 
 
 def console() -> Console:

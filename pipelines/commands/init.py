@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional
 
 from pipelines.commands.arguments import Switch, shown_as
-from pipelines.commands.console import console, say_json
+from pipelines.commands.console import console, program, say_json
 
 if TYPE_CHECKING:
     from pipelines.survey import Survey
@@ -64,7 +64,7 @@ class Init:
         for line in [*findings(found), machine.told(), ""]:
             screen.print(line, markup=False, soft_wrap=True)
         screen.print(
-            f"wrote {out}; next:\n  latentmill plan {out}\n  latentmill run {out}",
+            f"wrote {out}; next:\n  {program()} plan {out}\n  {program()} run {out}",
             markup=False,
             soft_wrap=True,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction
 
 from pipelines.commands.arguments import StorePath, Switch, shown_as
-from pipelines.commands.console import console, say_json, store
+from pipelines.commands.console import console, program, say_json, store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,12 +110,15 @@ class Run:
             for line in lines:
                 screen.print(f"  {line}".rstrip(), markup=False)
             screen.print()
-        screen.print("latentmill run NAME       runs one; latentmill plan NAME shows what that would do")
-        screen.print("latentmill init DIR       writes one for your images")
+        screen.print(
+            f"{program()} run NAME    runs one; {program()} plan NAME shows what that would do",
+            soft_wrap=True,
+        )
+        screen.print(f"{program()} init DIR    writes one for your images", soft_wrap=True)
         return 0
 
     def _again(self, flags: Sequence[str]) -> str:
-        words = ["latentmill", "run", str(self.recipe), *flags]
+        words = [program(), "run", str(self.recipe), *flags]
         words += ["--store", self.store] if self.store else []
         return shlex.join(words)
 
@@ -156,15 +159,15 @@ def _conclude(screen: Console, planned: Plan, place: Storage, again: str, recipe
         if stage.stage.name() in ("generate", "augment") and stage.folder is not None:
             told.append(f"{stage.name:10} {stage.folder.url}")
         if stage.stage.name() == "train":
-            told.append(f'more       latentmill generate "..." --model {recipe}:{stage.name}')
+            told.append(f'more       {program()} generate "..." --model {recipe}:{stage.name}')
     told += [
         f"report     {_report(planned, place)}",
-        "record     latentmill ui",
+        f"record     {program()} ui",
         "",
         "Next:",
         f"  {again}",
         "      again: what is finished stays, a changed field runs what depends on it",
-        "  latentmill init ~/photos && latentmill run photos.yaml",
+        f"  {program()} init ~/photos && {program()} run photos.yaml",
         "      your own images",
         f"  RAY_ADDRESS=HEAD:6379 LATENTMILL_STORE=s3://BUCKET/store {again}",
         "      on a cluster, from one of its machines",
