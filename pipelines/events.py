@@ -13,6 +13,11 @@ from typing import Any
 from cluster.storage import Storage
 from pipelines.plan import Recipe
 
+FLUSH = 20.0
+"""Seconds that the end of a run waits for MLflow at most; what is left then is flushed by the next run."""
+HURRY = 2.0
+"""The same for a run that was interrupted or failed."""
+
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -53,11 +58,13 @@ def recorded(store: Storage, recipe: Recipe, bus: Bus) -> Iterator[Listener]:
             broken = True
             bus({"kind": "note", "stage": "", "text": f"No longer recorded in MLflow: {error}"})
 
+    patience = HURRY
     try:
         yield listen
+        patience = FLUSH
     finally:
         with contextlib.suppress(Exception):
-            tracker.close(report=_report_of(store, recipe.name))
+            tracker.close(seconds=patience, report=_report_of(store, recipe.name))
 
 
 def _report_of(store: Storage, recipe: str) -> Path | None:

@@ -21,6 +21,7 @@ from pipelines.shard_run import run_shards
 from pipelines.stage import ShardStage
 from pipelines.stage_run import run_stage
 
+INTERRUPTED = "Interrupted; the same command goes on from here."
 GRACE = 5.0
 """Seconds that running stages have to end after an interrupt."""
 ROOM = 64 * 2**20
@@ -133,10 +134,13 @@ class Run:
                     planned, executor=self.executor, emit=emit, patience=self.patience, stopped=self.stopped
                 )
             self.planner.finish(name)
-        except Exception as error:
-            message = self.explain(name, error)
-            emit({"kind": "stage_end", "state": "failed", "error": message, "folder": folder.url,
-                  "seconds": time.monotonic() - start})  # fmt: skip
+        except BaseException as error:
+            cut = self.stop.is_set() or not isinstance(error, Exception)
+            message = INTERRUPTED if cut else self.explain(name, error)
+            end = {"kind": "stage_end", "state": "interrupted" if cut else "failed", "error": message}
+            emit({**end, "folder": folder.url, "seconds": time.monotonic() - start})
+            if cut:
+                raise
             raise StageError(name, message) from error
         self.ran.append(name)
         emit({"kind": "stage_end", "state": "done", "error": None, "folder": folder.url,
@@ -147,7 +151,7 @@ class Run:
         if self.stop.is_set():
             raise RuntimeError("the run was interrupted.")
 
-    def explain(self, name: str, error: Exception) -> str:
+    def explain(self, name: str, error: BaseException) -> str:
         """One line; for what is not the user's mistake, with the place of the whole story."""
         line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
         if isinstance(error, ValueError) and line:

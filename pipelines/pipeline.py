@@ -16,7 +16,7 @@ from cluster.mapping import Executor, InlineExecutor, RayExecutor
 from cluster.session import RaySession
 from cluster.storage import Storage
 from pipelines.events import Bus, Listener, recorded
-from pipelines.execute import Run, StageError, check_room
+from pipelines.execute import INTERRUPTED, Run, StageError, check_room
 from pipelines.journal import Journal
 from pipelines.plan import Plan, PlannedStage, Planner, Recipe, plan
 
@@ -62,8 +62,9 @@ def run(
     planner = Planner(recipe, store, until=until, force=force)
     first = planner.plan()
     bus = Bus(list(listeners))
-    bus({"kind": "plan", "stage": "", "recipe": recipe.name, "store": store.url,
-         "stages": [stage.as_json() for stage in first.stages]})  # fmt: skip
+    told = {"kind": "plan", "stage": "", "recipe": recipe.name, "store": store.url,
+            "stages": [stage.as_json() for stage in first.stages]}  # fmt: skip
+    bus(told)
     if first.done:
         seconds = time.monotonic() - start
         bus({"kind": "run_end", "stage": "", "state": "done", "seconds": seconds})
@@ -77,6 +78,8 @@ def run(
             stack.callback(chosen.close)
         running.journal = Journal(store, recipe.name, getattr(recipe, "text", ""))
         running.journal.open()
+        running.journal(told)
+        running.report()
         bus.listeners.append(running.journal)
         if record:
             bus.listeners.append(stack.enter_context(recorded(store, recipe, bus)))
@@ -84,7 +87,7 @@ def run(
             running.all_stages()
             state = "done"
         except KeyboardInterrupt:
-            state, error = "interrupted", "Interrupted; the same command goes on from here."
+            state, error = "interrupted", INTERRUPTED
             running.stop.set()
             raise
         except Exception as failure:
