@@ -169,7 +169,10 @@ class Planner:
         if committed:
             return f"{committed} shard{'s are' if committed > 1 else ' is'} done"
         before = last_identities(self.store, self.recipe.name).get(name)
-        return f"changed: {changes(before, identity)}" if before else "new"
+        if not before:
+            return "new"
+        changed = changes(before, identity)
+        return f"changed: {changed}" if changed else "not finished"
 
 
 def plan(recipe: Recipe, store: Storage, *, until: str | None = None, force: Iterable[str] = ()) -> Plan:
@@ -204,7 +207,7 @@ def changes(before: Mapping[str, Any], now: Identity) -> str:
                 differences.append(f"{key} {old.get(key)} -> {new.get(key)}" if told else key)
     if before.get("version") != now.version:
         differences.append(f"version {before.get('version')} -> {now.version}")
-    return ", ".join(differences) or "its output is gone"
+    return ", ".join(differences)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
