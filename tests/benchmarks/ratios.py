@@ -16,7 +16,14 @@ from tests.benchmarks.results import Result
 STEPS = 120
 """Optimizer steps of one timed training."""
 PAIRS = 3
-FLAGS = ("--autoencoder.images-seen", "1600", "--autoencoder.optimization.cooldown", "0", "--autoencoder.optimization.warmup", "0")
+FLAGS = (
+    "--autoencoder.images-seen",
+    "1600",
+    "--autoencoder.optimization.cooldown",
+    "0",
+    "--autoencoder.optimization.warmup",
+    "0",
+)
 """An autoencoder that has hardly learned costs what any other does."""
 
 
