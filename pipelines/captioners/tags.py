@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipelines import weights
 from pipelines.captioners.caption import Caption, Subject
-from pipelines.embedders.embedding import batches
+from pipelines.embedders.embedding import batches, device_at_hand
 
 _NAMES = Path(__file__).parent.parent / "data" / "imagenet_classes.txt"
 
@@ -58,7 +58,8 @@ class TagsCaptioner:
         from diffusion.metrics.features import EfficientNetLite0
 
         self._config = config
-        self._network = EfficientNetLite0(weights.load("efficientnet-lite0"))
+        self._device = device_at_hand()
+        self._network = EfficientNetLite0(weights.load("efficientnet-lite0")).to(self._device)
 
     def captions(self, subjects: Sequence[Subject]) -> list[list[Caption]]:
         import torch
@@ -70,7 +71,7 @@ class TagsCaptioner:
         for run, count in batches(subjects, self._config.micro_batch):
             images = torch.cat([network_input(Image.open(io.BytesIO(subject.image))) for subject in run])
             with torch.inference_mode():
-                probabilities = self._network.logits(images).softmax(-1)
+                probabilities = self._network.logits(images.to(self._device)).softmax(-1)
             # Stable, so that equal probabilities keep the classes' order.
             values, classes = probabilities.sort(dim=-1, descending=True, stable=True)
             tops = zip(values[:count, : self._config.top].tolist(), classes[:count].tolist(), strict=True)

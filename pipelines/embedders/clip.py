@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.embedders.embedding import TextEmbedding, batches, settings_digest
+from pipelines.embedders.embedding import TextEmbedding, batches, device_at_hand, settings_digest
 from pipelines.embedders.folder import folder_digest, local_folder
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class OpenClipTextEmbedder:
         self._micro_batch = micro_batch
         model, _, self._tokenizer = _load(config.path)
         # The text half as a module of its own, whose token states can be asked for.
-        self._text = model.text
+        self._device = device_at_hand()
+        self._text = model.text.to(self._device)
         self._text.output_tokens = True
         tokenizer = getattr(self._tokenizer, "tokenizer", None)
         self._pad = int(getattr(tokenizer, "pad_token_id", None) or getattr(self._text, "pad_id", 0) or 0)
@@ -86,16 +87,18 @@ class OpenClipTextEmbedder:
         places = torch.arange(1, tokens.shape[1] + 1)
         lengths = ((tokens != self._pad) * places).amax(1).clamp(min=1).tolist()
         with torch.inference_mode():
-            pooled, states = self._text(tokens)
+            pooled, states = self._text(tokens.to(self._device))
             pooled = F.normalize(pooled, dim=-1)
-        return states.half().numpy(), pooled.half().numpy(), lengths
+        return states.half().cpu().numpy(), pooled.half().cpu().numpy(), lengths
 
 
 class OpenClipImageEmbedder:
     def __init__(self, config: OpenClipImages, micro_batch: int) -> None:
         self.identity = config.identity()
         self._micro_batch = micro_batch
-        self._model, self._preprocess, _ = _load(config.path)
+        self._device = device_at_hand()
+        model, self._preprocess, _ = _load(config.path)
+        self._model = model.to(self._device)
         self.width = self.encode([_blank()]).shape[-1]
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
@@ -106,8 +109,8 @@ class OpenClipImageEmbedder:
         for run, count in batches(list(images), self._micro_batch):
             pixels = torch.stack([self._preprocess(image) for image in run])
             with torch.inference_mode():
-                vectors = self._model.encode_image(pixels, normalize=True)
-            found.append(vectors[:count].half().numpy())
+                vectors = self._model.encode_image(pixels.to(self._device), normalize=True)
+            found.append(vectors[:count].half().cpu().numpy())
         return np.concatenate(found) if found else np.empty((0, self.width), np.float16)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines import weights
-from pipelines.embedders.embedding import batches, settings_digest
+from pipelines.embedders.embedding import batches, device_at_hand, settings_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ class EfficientNetEmbedder:
 
         self.identity = config.identity()
         self._micro_batch = micro_batch
-        self._network = EfficientNetLite0(weights.load("efficientnet-lite0"))
+        self._device = device_at_hand()
+        self._network = EfficientNetLite0(weights.load("efficientnet-lite0")).to(self._device)
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
         import numpy as np
@@ -45,10 +46,10 @@ class EfficientNetEmbedder:
 
         found = [np.empty((0, self.width), np.float16)]
         for run, count in batches(images, self._micro_batch):
-            pixels = torch.cat([network_input(image) for image in run])
+            pixels = torch.cat([network_input(image) for image in run]).to(self._device)
             with torch.inference_mode():
                 vectors = F.normalize(self._network.features(pixels), dim=-1)
-            found.append(vectors[:count].half().numpy())
+            found.append(vectors[:count].half().cpu().numpy())
         return np.concatenate(found)
 
 

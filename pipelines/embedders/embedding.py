@@ -53,6 +53,13 @@ def caption_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def device_at_hand() -> Any:
+    """Torch's device for a stage's networks: the GPU that the worker was given, if any."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def batches(items: Sequence[Any], size: int) -> Iterator[tuple[list[Any], int]]:
     """Runs of exactly `size` items and how many of them count; the last item fills the last run."""
     for start in range(0, len(items), size):
@@ -77,10 +84,11 @@ def encode_padded(
     micro_batch: int,
     pad: int = 0,
 ) -> list[TextEmbedding]:
-    """Embeds tokenized texts; `forward(ids, mask)` takes int64 and bool [rows, length] tensors and gives
-    token states [rows, length, width] and pooled vectors [rows, width]."""
+    """Embeds tokenized texts; `forward(ids, mask)` takes int64 and bool [rows, length] tensors on the
+    device and gives token states [rows, length, width] and pooled vectors [rows, width]."""
     import torch
 
+    device = device_at_hand()
     found: dict[int, TextEmbedding] = {}
     for length, positions in by_length([len(t) for t in tokens], longest).items():
         for rows, count in batches(positions, micro_batch):
@@ -89,7 +97,7 @@ def encode_padded(
             for row, position in enumerate(rows):
                 text = torch.tensor(tokens[position], dtype=torch.long)
                 ids[row, : len(text)], mask[row, : len(text)] = text, True
-            states, pooled = forward(ids, mask)
+            states, pooled = forward(ids.to(device), mask.to(device))
             states, pooled = states.half().cpu().numpy(), pooled.half().cpu().numpy()
             for row, position in enumerate(rows[:count]):
                 found[position] = TextEmbedding(

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines import weights
-from pipelines.embedders.embedding import TextEmbedding, encode_padded, mean_pool, settings_digest
+from pipelines.embedders.embedding import (
+    TextEmbedding,
+    device_at_hand,
+    encode_padded,
+    mean_pool,
+    settings_digest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +56,8 @@ class MiniLMEmbedder:
         self._tokenizer = Tokenizer.from_file(str(weights.packaged("minilm") / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_tokens)
-        self._state = weights.load("minilm")
+        device = device_at_hand()
+        self._state = {name: tensor.to(device) for name, tensor in weights.load("minilm").items()}
 
     def encode(self, texts: Sequence[str]) -> list[TextEmbedding]:
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pipelines.embedders.embedding import TextEmbedding, encode_padded, mean_pool, settings_digest
+from pipelines.embedders.embedding import (
+    TextEmbedding,
+    device_at_hand,
+    encode_padded,
+    mean_pool,
+    settings_digest,
+)
 from pipelines.embedders.folder import folder_digest, local_folder
 
 if TYPE_CHECKING:
@@ -45,9 +51,8 @@ class TransformerEmbedder:
         # An encoder and decoder in one (T5) has a class of its own for its first half.
         settings = AutoConfig.from_pretrained(folder, local_files_only=True)
         auto = AutoModelForTextEncoding if settings.is_encoder_decoder else AutoModel
-        self._model = auto.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ).eval()
+        model = auto.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        self._model = model.eval().to(device_at_hand())
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.width = self.pooled_width = int(self._model.config.hidden_size)
         self._longest = min(

