@@ -1,4 +1,5 @@
-"""The order in which training sees samples: a function of the seed and of how many images were seen, nothing else."""
+"""The order in which training sees samples: a function of the seed and of how many images were seen, nothing
+else."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 class TrainingStream:
     """This rank's share of each global batch: (positions in the stream, indices of samples), without end.
 
-    Batches straddle epochs and none is dropped; a rank has every `world`-th place of a batch, so shares may differ by
+    Batches straddle epochs and none is dropped; a rank has every `world`-th place of a batch, so shares may
+    differ by
     one, and the global order is the same for any number of ranks.
     """
 

@@ -192,8 +192,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Storage]
         monkeypatch.setenv(name, value)
     import s3fs
 
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-    yield Storage.at("s3://bucket/store")
+    bucket = tmp_path.name.replace("_", "-")
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+    yield Storage.at(f"s3://{bucket}/store")
     server.stop()
 
 

@@ -50,9 +50,11 @@ def test_copies_are_found(copy: str) -> None:
 def test_the_pairs_are_those_of_comparing_all() -> None:
     draw = np.random.default_rng(0)
     hashes = [int(h) for h in draw.integers(0, 2**63, 60, dtype=np.uint64)]
-    for h in list(hashes):
-        for bits in range(1, REACH + 2):
-            hashes.append(h ^ sum(1 << int(bit) for bit in draw.choice(64, bits, replace=False)))
+    hashes += [
+        h ^ sum(1 << int(bit) for bit in draw.choice(64, bits, replace=False))
+        for h in hashes[:]
+        for bits in range(1, REACH + 2)
+    ]
     # Each picture is its own mirror image, so that only the distance decides.
     looks = [Look(h, h) for h in hashes]
     for distance in range(REACH + 1):

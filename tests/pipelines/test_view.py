@@ -113,8 +113,9 @@ def test_damage_in_a_source_is_seen(tmp_path: Path, sources: dict[str, Dataset])
     data[700] ^= 1
     tar.write_bytes(data)
     with pytest.raises(ShardError, match="other bytes"):
-        for shard in found.shards:
-            list(found.read(shard.name))
+        found.verify()
+    with pytest.raises(ShardError, match="other bytes"):
+        list(found.read(found.shards[0].name))
     shutil.rmtree(tmp_path / "store" / "generated")
     images(tmp_path / "store" / "generated", classes=["circle", "square"])
     with pytest.raises(ShardError, match="not what"):
