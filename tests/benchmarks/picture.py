@@ -1,6 +1,6 @@
 """README's picture, drawn anew: `python -m tests.benchmarks.picture QUICKSTART_STORE`.
 
-One column a prompt; column n has seed n. Rows: the quickstart's model, the shipped model, and the training image
+One column a prompt; column n has seed n. Rows: the quickstart's model, the shipped model, the training image
 nearest to the latter. The prompts were fixed before any picture was seen: two of each of the eight groups.
 """
 

@@ -44,7 +44,8 @@ def line() -> Any:
 
 def interleaved(a: Callable[[], float], b: Callable[[], float]) -> tuple[list[float], list[float]]:
     """Rates of both, in turn: what else the machine does hits both alike."""
-    a(), b()
+    a()
+    b()
     pairs = [(a(), b()) for _ in range(PAIRS)]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
