@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import queue
-import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffusion.config import OptimizationConfig
 from pipelines import checkpoint
 from pipelines.checkpoint import Checkpoint, Mark, Writer
+from pipelines.prefetch import prefetched
 from pipelines.stream import TrainingStream
 
 if TYPE_CHECKING:
@@ -313,32 +312,7 @@ def _shares(
         world=member.world,
         images_seen=images_seen,
     )
-    ready: queue.Queue[Any] = queue.Queue(maxsize=AHEAD)
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return True
-        return False
-
-    def run() -> None:
-        try:
-            for positions, indices in stream:
-                if not put(task.share(positions, indices)):
-                    return
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=run, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item.to(device)
-    finally:
-        stop.set()
-        thread.join()
+    made = prefetched(stream, lambda place: task.share(*place), ahead=AHEAD)
+    with contextlib.closing(made):
+        for share in made:
+            yield share.to(device)

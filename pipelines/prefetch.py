@@ -1,0 +1,48 @@
+"""Items made ahead in a thread, so that whoever uses them does not wait."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
+
+Source = TypeVar("Source")
+Item = TypeVar("Item")
+
+
+def prefetched(sources: Iterable[Source], make: Callable[[Source], Item], *, ahead: int) -> Generator[Item]:
+    """`make` of each source in order, up to `ahead` of them before they are asked for.
+
+    What `make` raises is raised here. Closing the generator ends the thread.
+    """
+    ready: queue.Queue[Item | BaseException] = queue.Queue(maxsize=ahead)
+    stop, end = threading.Event(), StopIteration()
+
+    def put(item: Item | BaseException) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def run() -> None:
+        try:
+            for source in sources:
+                if not put(make(source)):
+                    return
+            put(end)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=run, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
