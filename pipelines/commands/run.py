@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pipelines.config import Recipe
     from pipelines.plan import Plan
 
+SHOWN = 8
+"""Pictures shown when a run is over."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -53,7 +56,7 @@ class Run:
         recipe = config.load(self.recipe, flags)
         place = store(self.store)
         planned = plan(recipe, place, until=self.until, force=self.force)
-        screen, again = console(), self._again(flags)
+        screen, command = console(), self._command(flags)
         if not self.json:
             _introduce(screen, planned, place)
         if not planned.done:
@@ -62,16 +65,16 @@ class Run:
             try:
                 self._run(recipe, place, planned, screen)
             except StageError as error:
-                print(
-                    f"latentmill: {error}\nlatentmill: what is finished stays; again: {again}",
-                    file=sys.stderr,
-                )
+                again = f"what is finished stays; again: {shlex.join(command)}"
+                print(f"latentmill: {error}\nlatentmill: {again}", file=sys.stderr)
                 return 1
             planned = plan(recipe, place, until=self.until)
+            if not self.json:
+                _show_drawn(screen, planned)
         if self.json:
             say_json(_summary(planned, place))
         else:
-            _conclude(screen, planned, place, again, self.recipe)
+            _conclude(screen, planned, place, command, self.recipe)
         return 0
 
     def _run(self, recipe: Recipe, place: Storage, planned: Plan, screen: Console) -> None:
@@ -117,10 +120,10 @@ class Run:
         screen.print(f"{program()} init DIR    writes one for your images", soft_wrap=True)
         return 0
 
-    def _again(self, flags: Sequence[str]) -> str:
-        words = [program(), "run", str(self.recipe), *flags]
-        words += ["--store", self.store] if self.store else []
-        return shlex.join(words)
+    def _command(self, flags: Sequence[str]) -> list[str]:
+        """Itself, as words: what goes on from here."""
+        store = ["--store", self.store] if self.store else []
+        return [program(), "run", str(self.recipe), *flags, *store]
 
 
 @dataclass
@@ -148,7 +151,7 @@ def _introduce(screen: Console, planned: Plan, place: Storage) -> None:
         )
 
 
-def _conclude(screen: Console, planned: Plan, place: Storage, again: str, recipe: str) -> None:
+def _conclude(screen: Console, planned: Plan, place: Storage, command: Sequence[str], recipe: str) -> None:
     """Scores, where things are, and the next commands."""
     from pipelines.commands.results import lines
     from pipelines.report.gather import gather
@@ -156,24 +159,43 @@ def _conclude(screen: Console, planned: Plan, place: Storage, again: str, recipe
     told = lines(gather(place, planned.recipe).scores)
     told += [""] * bool(told)
     for stage in planned.stages:
-        if stage.stage.name() in ("generate", "augment") and stage.folder is not None:
-            told.append(f"{stage.name:10} {stage.folder.url}")
+        # by name only where the recipe alone finds it: flags make other results
+        name = stage.folder.url if len(command) > 3 and stage.folder else f"{recipe}:{stage.name}"
         if stage.stage.name() == "train":
-            told.append(f'more       {program()} generate "..." --model {recipe}:{stage.name}')
+            told.append(f'draw       {program()} generate "..." --model {name}')
+        if stage.stage.name() in ("generate", "augment"):
+            told.append(f"{stage.name:10} {program()} export {name} OUT   (as files)")
+    runs = place.folder("runs").folder(planned.recipe)
+    told += [f"pictures   {runs.url}/pictures"] * any(runs.list("pictures"))
     told += [
         f"report     {_report(planned, place)}",
         f"record     {program()} ui",
         "",
         "Next:",
-        f"  {again}",
+        f"  {shlex.join(command)}",
         "      again: what is finished stays, a changed field runs what depends on it",
         f"  {program()} init ~/photos && {program()} run photos.yaml",
         "      your own images",
-        f"  RAY_ADDRESS=HEAD:6379 LATENTMILL_STORE=s3://BUCKET/store {again}",
+        f"  RAY_ADDRESS=HEAD:6379 LATENTMILL_STORE=s3://BUCKET/store {shlex.join(command[:3])}",
         "      on a cluster, from one of its machines",
     ]
     for line in told:
         screen.print(line, markup=False, soft_wrap=True)
+
+
+def _show_drawn(screen: Console, planned: Plan) -> None:
+    """The first pictures of the last stage that drew any."""
+    from pipelines import terminal
+    from pipelines.dataset import Dataset
+
+    drawn = [s for s in planned.stages if s.stage.name() == "generate" and s.state == "done" and s.folder]
+    if not drawn or screen.color_system is None or drawn[-1].folder is None:
+        return
+    dataset = Dataset.open(drawn[-1].folder)
+    records = dataset.read(dataset.shards[0].name, dataset.index(dataset.shards[0].name).keys[:SHOWN])
+    row = terminal.row([record.members["image"] for record in records], columns=screen.width - 2, lines=12)
+    screen.print(row)
+    screen.print()
 
 
 def _report(planned: Plan, place: Storage) -> str:
