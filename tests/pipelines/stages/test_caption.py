@@ -99,3 +99,11 @@ def test_the_stage_is_described_without_heavy_imports() -> None:
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_golden(images: Dataset, tmp_path: Path) -> None:
+    """When this fails, the stage's output has changed: raise `Caption.version`, then write the new digest."""
+    captions = made(
+        Caption(images="images", captioners=(Template(text="a {text}"),)), {"images": images}, tmp_path / "g"
+    )
+    assert (Caption.version, captions.digest()[:16]) == (1, "69f6c8ff084e4dcd")

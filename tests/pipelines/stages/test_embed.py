@@ -103,3 +103,17 @@ def test_the_encoder_is_in_the_fingerprint_and_its_place_is_not() -> None:
     from pipelines.embedders import Transformer
 
     assert "path" not in Embed(captions="a", text=Transformer(path="/x")).meaning()["text"]
+
+
+def test_golden(embedded: Dataset) -> None:
+    """When this fails, the stage's output has changed: raise `Embed.version`, then write the new values.
+
+    Vectors differ in their last bits from processor to processor, so a few are compared by value.
+    """
+    assert (Embed.version, embedded.digest(("text.json",))[:16]) == (1, "32786d75a641ea7c")
+    digest = caption_digest("a drawing of thing 0")
+    states = from_npy(embedded.read_shared("00000", f"{digest}.text.npy"))
+    pooled = from_npy(embedded.read_shared("00000", f"{digest}.pooled.npy"))
+    # As transformers gives them for this caption.
+    assert states[3, :3].tolist() == pytest.approx([-0.3617, 0.9089, -0.4224], abs=3e-3)
+    assert pooled[:3].tolist() == pytest.approx([-0.0081, 0.0927, -0.0448], abs=1e-3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
+from cluster.storage import Storage
 from pipelines.arrays import from_npy
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, write_manifest
 from pipelines.models import SnapshotFolder
 from pipelines.stages.encode import Encode
 from tests.pipelines import tiny
@@ -99,3 +102,22 @@ def test_sizes_that_do_not_go_are_said(
     stage = Encode(images="images", autoencoder="vae", micro_batch=4)
     with pytest.raises(ValueError, match=message):
         made(stage, {**inputs, "images": images}, tmp_path / "latents")
+
+
+def test_golden(inputs: Inputs, tmp_path: Path) -> None:
+    """When this fails, the stage's output has changed: raise `Encode.version`, then write the new digest.
+
+    Through the identity, whose arithmetic is the same on every processor.
+    """
+    storage = Storage.at(tmp_path / "identity")
+    data = save({})
+    storage.put_if_absent("autoencoder.safetensors", data)
+    files = {"autoencoder.safetensors": hashlib.sha256(data).hexdigest()}
+    record = {"task": "autoencoder", "autoencoder": {"kind": "identity"}, "files": files}
+    write_manifest(storage, {"snapshot": record}, kind="snapshot")
+    given = {**inputs, "autoencoder": SnapshotFolder.open(storage)}
+    latents = made(Encode(images="images", autoencoder="vae", flips=True), given, tmp_path / "latents")
+    found = from_npy(column(latents, "moments.npy")["k009"])
+    truth = (tiny.picture(9).astype(np.float32) / 127.5 - 1).astype(np.float16).transpose(2, 0, 1)
+    np.testing.assert_array_equal(found, np.concatenate([truth, np.zeros_like(truth)]))
+    assert (Encode.version, latents.digest()[:16]) == (1, "6692c37498e332ea")
