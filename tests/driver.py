@@ -16,6 +16,7 @@ import numpy  # noqa: F401 - imported here so that each driver finds it imported
 import pyarrow.parquet  # noqa: F401
 import safetensors.torch  # noqa: F401
 import torch
+import torch._dynamo
 
 import pipelines.trainer
 from cluster.storage import LocalStorage, Storage
