@@ -40,7 +40,7 @@ class Plan:
 
     def __call__(self, flags: Sequence[str]) -> int:
         from pipelines import config
-        from pipelines.pipeline import plan
+        from pipelines.plan import plan
 
         recipe = config.load(self.recipe, flags)
         if self.fields:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pipelines.commands.arguments import StorePath, Switch
 from pipelines.commands.console import console, say_json, store
@@ -69,6 +66,10 @@ def server(record: Destination, port: int) -> list[str]:
 
 def ray_dashboard() -> str | None:
     """The address of a dashboard that answers: the cluster's, or one of this machine's."""
+    import urllib.error
+    import urllib.request
+    from urllib.parse import urlsplit
+
     address = os.environ.get("RAY_ADDRESS", "")
     host = urlsplit(address if "://" in address else f"//{address}").hostname or "127.0.0.1"
     for port in DASHBOARD_PORTS:
