@@ -98,5 +98,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(10)
+    os.nice(5)
     sys.exit(main())

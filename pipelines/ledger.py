@@ -32,6 +32,7 @@ Record = dict[str, Any]
 
 class Ledger:
     def __init__(self, uri: str, *, experiment: str, artifacts: str | None) -> None:
+        self.uri = uri
         self.client = MlflowClient(uri, uri)
         self.experiment = self._experiment(experiment, artifacts)
         self._runs: dict[str, str] = {}
@@ -150,8 +151,11 @@ class Ledger:
         else:
             self._artifact(run, "snapshot/manifest.json", json.dumps(record["manifest"], indent=1).encode())
             tags = {f"latentmill.{k}": str(v) for k, v in record["tags"].items()}
-            # runs:/ is the one source that every MLflow server takes; the weights stay at the tag's URL
-            version = self.client.create_model_version(name, f"runs:/{run}/snapshot", run_id=run, tags=tags)
+            # the weights stay where they are; but a server takes no path of another machine as a source
+            source, served = record["tags"]["url"], self.uri.startswith("http")
+            if not source or (served and "://" not in source):
+                source = f"runs:/{run}/snapshot"
+            version = self.client.create_model_version(name, source, run_id=run, tags=tags)
         self.client.set_registered_model_alias(name, "candidate", version.version)
 
     def _artifact(self, run: str, path: str, data: bytes) -> None:
