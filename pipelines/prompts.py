@@ -39,14 +39,16 @@ def formatted(template: str | None, prompt: str) -> str:
 
 def class_id(name: str | int, classes: Sequence[str]) -> int:
     """A class by name, whatever its case, or by id. `ValueError` with the classes if there is no such one."""
-    if isinstance(name, int):
-        if 0 <= name < len(classes):
-            return name
-        raise ValueError(f"There is no class {name}; ids go from 0 to {len(classes) - 1}.")
     if not classes:
         raise ValueError(
             f"This model knows no classes, so {name!r} cannot be asked for; give a prompt or nothing."
         )
+    if isinstance(name, int):
+        if 0 <= name < len(classes):
+            return name
+        raise ValueError(f"There is no class {name}; ids go from 0 to {len(classes) - 1}.")
+    if name in classes:
+        return classes.index(name)
     lowered = {c.lower(): n for n, c in enumerate(classes)}
     if name.lower() in lowered:
         return lowered[name.lower()]
