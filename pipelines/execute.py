@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import threading
 import time
@@ -156,6 +157,9 @@ class Run:
         line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
         if isinstance(error, ValueError) and line:
             return line
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{self.planner.store.url}, or in the folder for temporary files"
+            return f"there is no room left in {where}: make room, and the same command goes on from here."
         story = f"{type(error).__name__}: {line}" if line else type(error).__name__
         if self.journal:
             file = f"errors/{name}.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.storage import Storage
+from cluster.storage import LocalStorage, Storage
 from pipelines import pipeline
 from pipelines.dataset import Dataset
 from pipelines.stage import Resources
@@ -201,6 +202,29 @@ def test_too_little_room_is_said_before_anything_runs(world: World, monkeypatch:
     with pytest.raises(ValueError, match=r"0\.01 GB are free: make room"):
         world.run()
     assert not world.log.exists()
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    write, calls = LocalStorage._write, 0
+
+    def full(self: LocalStorage, path: Path, source: Any) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls > 12 and ("numbers" in str(path) or "times" in str(path)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, path, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "_write", full)
+        with pytest.raises(pipeline.StageError, match=r"^\w+: there is no room left in "):
+            world.run()
+    assert world.run(until="twice")
+    fresh = World(world.root / "fresh")
+    fresh.numbers(*range(25))
+    fresh.run(until="twice")
+    assert world.files() == fresh.files()
 
 
 def test_events_tell_the_whole_run(world: World):
