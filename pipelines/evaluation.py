@@ -221,7 +221,7 @@ class Evaluation:
         closest = copies.distance.argsort(kind="stable")[:shown].tolist()
         for name, title, chosen in (
             ("neighbours.png", "Generated images above their nearest training images", first),
-            ("closest.png", "The generated images nearest to a training image", closest),
+            ("neighbours_closest.png", "The generated images nearest to a training image", closest),
         ):
             self._picture(name, title, self._pairs_picture(chosen, copies, training[offset:], generated))
 

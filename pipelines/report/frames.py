@@ -10,13 +10,12 @@ FRAMES = 24
 """Pictures of a film: every later one is kept until then, after that evenly chosen ones."""
 
 
-def figure(title: str, data: bytes, *, note: str = "") -> str:
-    """One picture with its caption."""
-    caption = escape(title) + (f". {escape(note)}" if note else "")
-    image = f'<img alt="{escape(title)}" src="{uri(data)}">'
+def figure(title: str, *data: bytes) -> str:
+    """One picture, or rows of one, with a caption."""
+    images = "".join(f'<img alt="{escape(title)}" src="{uri(picture)}">' for picture in data)
     return (
-        f'<figure class="card{_wide(data)}"><div class="scroll">{image}</div>'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure class="card{_wide(data[0])}"><div class="scroll">{images}</div>'
+        f"<figcaption>{escape(title)}</figcaption></figure>"
     )
 
 

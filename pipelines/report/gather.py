@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.storage import Storage
+from pipelines.report.contact import sheets
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -38,6 +39,8 @@ class StageView:
     """Metric -> step -> value. A step that was reported again by a resumed run counts once."""
     pictures: dict[str, dict[float, bytes]] = field(default_factory=dict)
     """Name -> step -> PNG."""
+    sheets: list[bytes] = field(default_factory=list)
+    """The first images of a generated dataset, a PNG a row."""
     notes: list[str] = field(default_factory=list)
     drawn: str = ""
     """The fingerprint that curves and pictures belong to: a resumed stage goes on with them."""
@@ -90,6 +93,9 @@ def gather(store: Storage, recipe: str) -> RunView:
             stage.state = "done"
         if stage.seconds is None:
             stage.seconds = (stage.manifest.get("execution") or {}).get("seconds")
+        if stage.kind == "generate":
+            name = f"{stage.name}-sheet-{str(stage.manifest.get('fingerprint'))[:12]}"
+            stage.sheets = sheets(place, folder.folder("pictures"), name)
         if stage.kind == "evaluate" and place.exists("metrics.json"):
             run.scores = json.loads(place.read("metrics.json"))
             names = [name for name in run.scores.get("pictures", {}) if place.exists(name)]

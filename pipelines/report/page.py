@@ -111,6 +111,8 @@ def _pictures(run: RunView) -> str:
     for stage in sorted(run.stages, key=lambda s: order.get(s.kind, 3)):
         if stage.kind == "evaluate":
             continue
+        if stage.sheets:
+            parts.append(figure(f"{stage.name}: the first images, none of them picked", *stage.sheets))
         for name, frames in stage.pictures.items():
             title = f"{stage.name}: {name.replace('_', ' ')}"
             parts.append(

@@ -63,7 +63,7 @@ def _text_tile(scores: Scores) -> str:
     text = scores.get("conditioning")
     if not text:
         return ""
-    share = 100 * text["difference"] / text["shuffled"]
+    share = round(100 * text["difference"] / text["shuffled"], 1) + 0.0  # no "-0.0"
     by = escape(text.get("by", "captions"))
     return _tile(f"{share:+.1f}\u202f%", f"held-out loss saved by the true {by} over shuffled ones")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -14,9 +15,12 @@ from PIL import Image
 
 from cluster.storage import Storage
 from pipelines import pictures, report
+from pipelines.dataset import describe, write_manifest
 from pipelines.report import charts
 from pipelines.report.frames import chosen
 from pipelines.report.gather import follow, gather
+from pipelines.shards import write_shard
+from pipelines.stage import Row, Sample
 
 SCORES = {
     "name": "KID-EffLite0",
@@ -108,6 +112,30 @@ def store(tmp_path: Path) -> Storage:
     run.replace("recipe.yaml", b"name: tiny & small\n")
     run.replace("events.jsonl", b"\n".join(json.dumps(e).encode() for e in events) + b'\n{"kind": "torn')
     return storage
+
+
+def test_generated_images_show_by_index_with_their_prompts(tmp_path: Path):
+    draws = [(f"k{9 - n}", n, (20 * n, 0, 0)) for n in range(10)]  # keys run against the indices
+    dataset = Storage.at(tmp_path).folder("generate").folder("g")
+    pairs = []
+    for key, index, colour in sorted(draws):
+        members = {"png": pictures.png(Image.new("RGB", (16, 16), colour)), "txt": f"prompt {index}".encode()}
+        pairs.append((Row(key=key), Sample(key=key, members=members, meta={"index": index})))
+    info = write_shard(dataset, "00000", pairs, split="train")
+    write_manifest(dataset, describe([info], stage="generate", fingerprint="g"))
+    storage = Storage.at(tmp_path)
+    done = {"name": "drawn", "stage": "generate", "state": "done", "fingerprint": "g"}
+    events = json.dumps({"kind": "plan", "time": 1.0, "stages": [done]}).encode()
+    storage.folder("runs").folder("tiny").replace("events.jsonl", events)
+    first, second = gather(storage, "tiny").stages[0].sheets
+    wide, narrow = Image.open(io.BytesIO(first)), Image.open(io.BytesIO(second))
+    assert narrow.width < wide.width
+    middle = wide.height - 48
+    shown = [wide.getpixel((48 + n * (96 + pictures.GAP), middle)) for n in range(8)]
+    assert shown == [(20 * n, 0, 0, 255) for n in range(8)]
+    dataset.delete_folder()
+    write_manifest(dataset, describe([info], stage="generate", fingerprint="g"))
+    assert gather(storage, "tiny").stages[0].sheets == [first, second]  # drawn once
 
 
 class Page(HTMLParser):

@@ -169,7 +169,7 @@ def test_the_order_in_which_workers_answer_does_not_matter(tmp_path: Path):
     two, b = evaluate(tmp_path, name="b", backwards=True, stage={}, images=real, generated=fake)
     assert one == two
     assert a.output.read("metrics.json") == b.output.read("metrics.json")
-    assert a.output.read("closest.png") == b.output.read("closest.png")
+    assert a.output.read("neighbours_closest.png") == b.output.read("neighbours_closest.png")
 
 
 def test_features_of_the_same_images_are_not_taken_twice(tmp_path: Path):
