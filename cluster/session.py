@@ -65,7 +65,7 @@ class RaySession:
         """Waits until Ray is there.
 
         Raises:
-            ConnectionError: there is no cluster at RAY_ADDRESS.
+            ValueError: there is no cluster at RAY_ADDRESS.
         """
         self.begin()
         self._ready.wait()
@@ -140,7 +140,13 @@ class RaySession:
         else:
             root = Path(__file__).resolve().parent.parent
             options["runtime_env"] = {"py_modules": [str(root / package) for package in PACKAGES]}
-        context: Any = ray.init(**(options | self.options))
+        try:
+            context: Any = ray.init(**(options | self.options))
+        except ConnectionError as error:
+            raise ValueError(
+                f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: if it asks for a token, "
+                "set RAY_AUTH_MODE=token; to work on this machine, unset RAY_ADDRESS."
+            ) from error
         self.address = context.address_info.get("gcs_address")
         url = getattr(context, "dashboard_url", None)
         self.dashboard_url = f"http://{url}" if url else None
