@@ -144,8 +144,8 @@ class RaySession:
             context: Any = ray.init(**(options | self.options))
         except ConnectionError as error:
             raise ValueError(
-                f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: if it asks for a token, "
-                "set RAY_AUTH_MODE=token; to work on this machine, unset RAY_ADDRESS."
+                f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: if it asks for a "
+                "token, set RAY_AUTH_MODE=token; to work on this machine, unset RAY_ADDRESS."
             ) from error
         self.address = context.address_info.get("gcs_address")
         url = getattr(context, "dashboard_url", None)
