@@ -88,6 +88,8 @@ def run_gang(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    if cancelled.is_set():
+        raise GangStopped(f"{name} was interrupted.")
     mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
     each = {"CPU": resources.cpus or 1.0}
     if resources.gpus:

@@ -22,6 +22,8 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_DEDUP_LOGS": "0",
+    # A thread that is still in a call when the session ends would start another Ray by itself.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Read by Ray when it is imported; what the environment says already is kept."""
@@ -124,6 +126,7 @@ class RaySession:
 
         import ray
 
+        logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,
