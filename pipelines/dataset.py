@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.storage import LocalStorage, Storage
-from pipelines.shards import ShardError, ShardIndex, ShardInfo, Span, canonical, read_index, verify_shard
+from pipelines.shards import ShardError, ShardIndex, ShardInfo, canonical, read_index, verify_shard
+from pipelines.tar import Span
 
 MANIFEST = "manifest.json"
 

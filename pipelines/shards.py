@@ -6,24 +6,20 @@ import hashlib
 import io
 import json
 import re
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cluster.storage import Storage, digest_of
 from pipelines.stage import Row, Sample
+from pipelines.tar import Span, TarWriter, scan
 
 IMAGE = ("jpg", "png", "webp")
 """Suffixes that the column name `image` stands for."""
 
-Span = tuple[int, int, str]
-"""Byte offset in the tar, size, sha256 hex."""
-
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_USTAR_NAME = 100
 _KEY_LENGTH = 80
 """So that with its suffix a member's name fits into USTAR's 100 bytes, which every reader understands."""
 
@@ -111,11 +107,11 @@ def write_shard(
     with tempfile.TemporaryDirectory(prefix="shard-") as folder:
         path = Path(folder) / "shard.tar"
         with path.open("wb") as file:
-            tar = _TarWriter(file)
+            tar = TarWriter(file)
             rows, shared = _write_members(tar, samples)
             tar.close()
         if not storage.put_if_absent(f"{name}.tar", path) and not storage.exists(f"{name}.parquet"):
-            found = _scan(storage.local(f"{name}.tar"))
+            found = scan(storage.local(f"{name}.tar"))
             if found is None or found.names() != tar.names():
                 storage.delete(f"{name}.tar")
                 storage.put_if_absent(f"{name}.tar", path)
@@ -195,43 +191,8 @@ _verified: set[tuple[str, int, int, int, str]] = set()
 """Files that this process has read whole and found right, by what changes when they do."""
 
 
-class _TarWriter:
-    """USTAR with nothing in it but names and bytes, so that equal members give equal tars."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self.sha256 = ""
-        self.spans: dict[str, Span] = {}
-
-    def add(self, name: str, data: bytes) -> None:
-        if len(name.encode()) > _USTAR_NAME:
-            raise ValueError(f"The member name {name!r} is longer than {_USTAR_NAME} bytes.")
-        if name in self.spans:
-            raise ValueError(f"The shard has two members named {name!r}.")
-        header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        self.spans[name] = (self.size, len(data), hashlib.sha256(data).hexdigest())
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-
-    def close(self) -> None:
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self.sha256 = self._hash.hexdigest()
-
-    def names(self) -> list[str]:
-        return sorted(self.spans)
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-
 def _write_members(
-    tar: _TarWriter, samples: Iterable[tuple[Row, Sample]]
+    tar: TarWriter, samples: Iterable[tuple[Row, Sample]]
 ) -> tuple[list[tuple[Row, Sample]], set[str]]:
     """Writes the members as they come; gives the samples back without their bytes, and the shared names."""
     rows: list[tuple[Row, Sample]] = []
@@ -255,24 +216,6 @@ def _write_members(
     for full in sorted(shared):
         tar.add(full, shared[full])
     return rows, set(shared)
-
-
-def _scan(path: Path) -> _TarWriter | None:
-    """The members of a tar as they lie in it; None if it is not one of ours, whole."""
-    copy = io.BytesIO()
-    found = _TarWriter(copy)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                data = tar.extractfile(member)
-                if data is None:
-                    return None
-                found.add(member.name, data.read())
-        found.close()
-    except (tarfile.TarError, ValueError, OSError, EOFError):
-        return None
-    # Writing what was read gives the same bytes only if nothing was cut off, damaged or added.
-    return found if copy.getvalue() == path.read_bytes() else None
 
 
 def _index(head: dict[str, Any], **rows: Any) -> ShardIndex:

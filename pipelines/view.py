@@ -12,9 +12,10 @@ from typing import Any
 
 from cluster.storage import Storage
 from pipelines.dataset import Dataset, Pointer, Record, describe
-from pipelines.shards import IMAGE, ShardError, ShardIndex, ShardInfo, Span, read_index, write_shard
+from pipelines.shards import IMAGE, ShardError, ShardIndex, ShardInfo, read_index, write_shard
 from pipelines.sources.split import shard_names
 from pipelines.stage import Row, Sample
+from pipelines.tar import Span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,15 @@ import pytest
 
 from cluster.storage import LocalStorage, Storage
 from pipelines.dataset import Dataset, describe, write_manifest
-from pipelines.shards import ShardError, ShardInfo, canonical, is_key, read_index, verify_shard, write_shard
+from pipelines.shards import (
+    ShardError,
+    ShardInfo,
+    canonical,
+    is_key,
+    read_index,
+    verify_shard,
+    write_shard,
+)
 from pipelines.stage import Row, Sample
 
 META = {"text": "é\n", "count": 2**40, "huge": 2**70, "share": 0.1, "yes": True, "none": None}
