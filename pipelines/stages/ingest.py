@@ -194,7 +194,7 @@ def _look(stage: Ingest, entries: Sequence[Entry]) -> dict[str, Any]:
         new = {e.digest: e.where for e in entries if e.digest and not e.reject and e.digest not in known}
         items = [(where, digest) for digest, where in new.items()]
         batches = [items[start : start + _LOOKS] for start in range(0, len(items), _LOOKS)]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) or 1) as threads:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             results = threads.map(lambda batch: in_child(look_at, task, batch), batches)
             for batch, found in zip(batches, results, strict=True):
                 looks = {digest: look for (_, digest), look in zip(batch, found, strict=True)}
