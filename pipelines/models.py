@@ -273,7 +273,6 @@ class Generator:
 
         from PIL import Image
 
-        from diffusion.config import GuidanceConfig
         from pipelines import sampling
 
         wanted = asks(
@@ -292,7 +291,7 @@ class Generator:
         if steps is not None:
             chosen = dataclasses.replace(chosen, steps=steps)
         if isinstance(guidance, (int, float)):
-            guidance = GuidanceConfig(scale=float(guidance))
+            guidance = dataclasses.replace(self.guidance, scale=float(guidance))
         embeddings = self.embed([ask.prompt for ask in wanted if ask.prompt is not None])
         drawings = []
         for n, index in enumerate(places):

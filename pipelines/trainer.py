@@ -78,6 +78,10 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
 
     job: Job = config["job"]
     training = job.training
+    if training.batch < member.world:
+        raise ValueError(
+            f"A batch of {training.batch} leaves some of {member.world} workers without an image."
+        )
     device = torch.device("cuda" if training.accelerated and torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
