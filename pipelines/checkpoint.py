@@ -2,8 +2,7 @@
 share.
 
 A checkpoint is its JSON, which is written last and holds the tensors' name, size and sha256. The newest one
-that is
-whole wins; a torn or altered one is as good as none. A process may die at any point of a write.
+that is whole wins; a torn or altered one is as good as none. A process may die at any point of a write.
 """
 
 from __future__ import annotations
@@ -145,8 +144,7 @@ class Writer:
         return self._thread is not None and self._thread.is_alive()
 
     def write(self, mark: Mark, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Copies the tensors to memory of its own and returns; waits first for a write that is still going
-        on."""
+        """Copies the tensors to memory of its own and returns; waits first for one that still goes on."""
         self.wait()
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         frozen = json.loads(json.dumps(state))

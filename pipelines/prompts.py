@@ -26,8 +26,7 @@ def formatted(template: str | None, prompt: str) -> str:
     red fox".
 
     A prompt that already reads like the template stays as it is, and so does any under a template with
-    several
-    fields, which one text cannot fill.
+    several fields, which one text cannot fill.
     """
     if template is None or len(_FIELD.findall(template)) != 1:
         return prompt

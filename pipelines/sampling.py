@@ -2,9 +2,8 @@
 company.
 
 Float results depend on the shape of the call that they come from. So every call has exactly `micro_batch`
-rows, the
-last one repeated where there are fewer, and captions are padded to a length that depends on the caption
-alone.
+rows, the last one repeated where there are fewer, and captions are padded to a length that depends on the
+caption alone.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The order in which training sees samples: a function of the seed and of how many images were seen, nothing
-else."""
+"""The order in which training sees samples: a function of the seed and of how many were seen."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class TrainingStream:
     """This rank's share of each global batch: (positions in the stream, indices of samples), without end.
 
     Batches straddle epochs and none is dropped; a rank has every `world`-th place of a batch, so shares may
-    differ by
-    one, and the global order is the same for any number of ranks.
+    differ by one, and the global order is the same for any number of ranks.
     """
 
     length: int

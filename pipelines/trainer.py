@@ -69,8 +69,7 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
     """One worker of a gang; `config` is {"job": Job}. Gives what rank 0 says of the finished training.
 
     Keys of the result: images_seen, curve ([images_seen, {name: value}] of held-out figures), skipped (steps
-    without
-    a finite gradient), parameters, files ({name: sha256}).
+    without a finite gradient), parameters, files ({name: sha256}).
     """
     import torch
 
@@ -120,8 +119,7 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Log:
-    """What happens beside the steps, all of it on rank 0: events, held-out figures, pictures, checkpoints,
-    snapshot."""
+    """What happens beside the steps, all on rank 0: events, held-out figures, pictures, checkpoints."""
 
     job: Job
     member: Member
@@ -159,8 +157,7 @@ class Log:
             self._write(progress.images_seen)
 
     def finish(self) -> dict[str, Any]:
-        """Writes the snapshot's weights, the average over the training in fp16, once the last checkpoint is
-        safe."""
+        """Writes the snapshot's weights, the average over training in fp16, once the checkpoint is safe."""
         if self.member.rank:
             return {}
         import torch
@@ -252,16 +249,14 @@ class Log:
 
 
 def _uncooled(training: Training, images_seen: int) -> bool:
-    """Whether longer trainings pass through the state at `images_seen` of this one too, and this one through
-    theirs."""
+    """Whether longer trainings pass through the same state at `images_seen`."""
     return training.optimization.before_cooldown(
         images_seen, batch=training.batch, target_images=training.images_seen
     )
 
 
 def _restore(job: Job, member: Member) -> Checkpoint | None:
-    """The furthest whole checkpoint on this training's way: rank 0 chooses, so that all ranks load the same
-    one."""
+    """The furthest whole checkpoint on this training's way; rank 0 chooses for all."""
     training = job.training
 
     def usable(mark: Mark) -> bool:
@@ -295,8 +290,7 @@ def _settle(
     module: nn.Module, losses: Callable[[Any], Tensor], stream: Callable[[int], Generator[Any]]
 ) -> None:
     """Two backwards whose gradients are dropped: DDP orders its buckets by the first, and beyond two ranks
-    the order
-    of a sum decides its last bits. A resumed training must add up as the unbroken one does."""
+    the order of a sum decides its last bits. A resumed training must add up as the unbroken one does."""
     with contextlib.closing(stream(0)) as shares:
         share = next(shares)
         for _ in range(2):

@@ -22,9 +22,8 @@ class Generate(ShardStage):
     """Draws `count` images for prompts and classes, a file of them, or the captions and classes of a dataset.
 
     An image depends on the snapshot, `seed`, its index, its prompt and class, and the sampler's settings:
-    not on how
-    many are drawn, how they are cut into shards, or where. Members: png or webp, json, and txt and cls where
-    known.
+    not on how many are drawn, how they are cut into shards, or where. Members: png or webp, json, and txt
+    and cls where known.
     """
 
     version: ClassVar[int] = 1

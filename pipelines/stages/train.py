@@ -147,8 +147,7 @@ class Train(Stage):
 
 
 def _check_inputs(stage: Train, inputs: Inputs) -> None:
-    """`ValueError` where latents and autoencoder do not belong together, or latents lack what is asked
-    for."""
+    """`ValueError` where latents and autoencoder do not belong together, or mirrored ones are missing."""
     latents, autoencoder = inputs["latents"], inputs["autoencoder"]
     statistics = latents.manifest.get("statistics", {})
     if "latents" not in statistics:

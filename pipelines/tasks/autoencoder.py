@@ -108,8 +108,7 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Error of reconstructions from the posterior's mean: L1 on [-1, 1], and PSNR in dB of the mean
-        square."""
+        """Error of reconstructions from the posterior's mean: L1 on [-1, 1], and PSNR in dB."""
         absolute, square = 0.0, 0.0
         for start in range(0, len(self.held_out), self.stage.batch):
             images, reconstructions = self._reconstruct(

@@ -72,8 +72,7 @@ class Samples:
         self._labels: dict[int, int | None] = {}
 
     def latents(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Tensor:
-        """Drawn from the posterior, of the mirrored image for half of the positions where asked for;
-        whitened."""
+        """Drawn from the posterior, mirrored for half of the positions where asked for; whitened."""
         moments = self.moments[indices]
         if self.flipped is not None:
             flip = (randomness.uniform(seed, positions, "flip") < 0.5).numpy()
@@ -206,8 +205,7 @@ class DenoiserTask:
         return [self._share(samples, seed, run, run, batch=count) for run in runs]
 
     def _drawings(self, samples: Samples) -> tuple[list[Drawing], list[str]]:
-        """The live row: the stage's prompts, else captions of held-out samples, else classes, else just
-        images."""
+        """The live row: the stage's prompts, else captions of held-out samples, else classes."""
         if self.stage.prompts:
             texts, titles = self._prompts(self.stage.prompts), list(self.stage.prompts)
             return [Drawing(index=n, text=text) for n, text in enumerate(texts)], titles

@@ -1,5 +1,4 @@
-"""The rows of a split over joined datasets, by number; and what is decoded from them, kept in memory if it
-fits."""
+"""The rows of a split over joined datasets, by number, and what is decoded from them."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ class Rows:
 
 
 class Decoded:
-    """Arrays of one shape by row number: decoded when first asked for, then kept if all of them fit into
-    `budget`."""
+    """Arrays of one shape by row number: decoded when first asked for, and kept if all fit."""
 
     def __init__(
         self, decode: Callable[[int], np.ndarray], length: int, *, dtype: DTypeLike, budget: int

@@ -30,8 +30,7 @@ class Task(Protocol):
         ...
 
     def share(self, positions: np.ndarray, indices: np.ndarray) -> Share:
-        """Samples `indices`, at the global `positions` of the training stream; CPU tensors, called in a
-        thread."""
+        """Samples `indices`, at global `positions` of the training stream; CPU tensors, made in a thread."""
         ...
 
     def losses(self, module: nn.Module, share: Any) -> Tensor:

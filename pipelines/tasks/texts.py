@@ -1,5 +1,4 @@
-"""Captions' embeddings as an embed stage stored them: found by caption digest, kept in memory while there is
-room."""
+"""Captions' embeddings as an embed stage stored them, kept in memory while there is room."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ class Texts:
         self._choices: dict[tuple[str, int], list[tuple[str, float]]] = {}
 
     def choose(self, rows: Rows, number: int, u: float) -> TextEmbedding | None:
-        """The caption of a row that `u` in (0, 1) falls on, each having its weight; None if the row has
-        none."""
+        """The caption of a row that `u` in (0, 1) falls on, by weight; None if the row has none."""
         choices = self.choices(rows, number)
         return self.read(rows, number, pick(choices, u)) if choices else None
 

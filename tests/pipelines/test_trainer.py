@@ -88,11 +88,7 @@ KILLS = {
 
 
 def killed(folder: str) -> None:
-    """Trains once a kind of death, each in a process of its own. Runs in a fresh process, since autograd may
-    not be
-    forked once it has been used."""
-    torch.set_num_threads(1)
-    import_all()
+    """Trains once a kind of death, each in a process of its own."""
     line, context = tiny.line(Path(folder) / "line"), multiprocessing.get_context("fork")
     for name, arrange in KILLS.items():
 
@@ -114,16 +110,20 @@ def import_all() -> None:
     COOLED.build(tiny.NETWORK.build(channels=2, size=4)).zero_grad()
 
 
-def in_fresh_process(function: str, *arguments: str) -> None:
-    code = f"from tests.pipelines.test_trainer import {function}; {function}{arguments!r}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+def aftermath(folder: str) -> None:
+    """All that forks, in a fresh process: autograd may not be forked once it has been used."""
+    torch.set_num_threads(1)
+    import_all()
+    killed(f"{folder}/killed")
+    gangs(f"{folder}/gangs")
 
 
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    in_fresh_process("killed", str(folder))
+    folder = tmp_path_factory.mktemp("remains")
+    code = f"from tests.pipelines.test_trainer import aftermath; aftermath({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -131,7 +131,7 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_is_the_unbroken_one(
     inputs: dict[str, Any], unbroken: SnapshotFolder, remains: Path, where: str
 ) -> None:
-    session = tiny.session(remains / where, inputs, lease=2)
+    session = tiny.session(remains / "killed" / where, inputs, lease=2)
     resumed = tiny.run(tiny.train(optimization=COOLED, checkpoint_every=EVERY), session)
 
     assert notes(session) == [f"Continues from {({'step': 48, 'tensors': 32, 'record': 64})[where]} images."]
@@ -255,8 +255,6 @@ def gang(world: int, folder: Path, line: dict[str, Any], stage: Any, *, dies_at:
 
 
 def gangs(folder: str) -> None:
-    torch.set_num_threads(1)
-    import_all()
     line, top = tiny.line(Path(folder) / "line"), Path(folder)
     stage = tiny.train(optimization=COOLED, checkpoint_every=EVERY)
     gang(2, top / "two", line, stage)
@@ -265,32 +263,25 @@ def gangs(folder: str) -> None:
     gang(3, top / "broken", line, stage)
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gangs")
-    in_fresh_process("gangs", str(folder))
-    return folder
-
-
 @pytest.mark.parametrize("name", ["two", "three"])
-def test_more_workers_learn_the_same(unbroken: SnapshotFolder, together: Path, name: str) -> None:
+def test_more_workers_learn_the_same(unbroken: SnapshotFolder, remains: Path, name: str) -> None:
     """Three do not divide the batch of 8, so their shares differ in size."""
     one = load(unbroken.read("denoiser.safetensors"))
-    many = load((together / name / "output" / "denoiser.safetensors").read_bytes())
+    many = load((remains / "gangs" / name / "output" / "denoiser.safetensors").read_bytes())
 
     for key, tensor in one.items():
         torch.testing.assert_close(many[key].float(), tensor.float(), rtol=2e-2, atol=2e-3)
 
 
-def test_three_killed_and_resumed_are_three_unbroken(together: Path) -> None:
+def test_three_killed_and_resumed_are_three_unbroken(remains: Path) -> None:
     three, broken = (
-        (together / n / "output" / "denoiser.safetensors").read_bytes() for n in ("three", "broken")
+        (remains / "gangs" / n / "output" / "denoiser.safetensors").read_bytes() for n in ("three", "broken")
     )
     assert three == broken
 
 
 @pytest.mark.ray
-def test_two_workers_under_ray_train(inputs: dict[str, Any], together: Path, tmp_path: Path) -> None:
+def test_two_workers_under_ray_train(inputs: dict[str, Any], remains: Path, tmp_path: Path) -> None:
     """The same bits as from two processes without Ray; events and the result come back to the driver."""
     # A socket's path is short, and pytest's folders are not.
     notes = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
@@ -311,6 +302,6 @@ def test_two_workers_under_ray_train(inputs: dict[str, Any], together: Path, tmp
         executor.close()
         notes.cleanup()
 
-    alone = (together / "two" / "output" / "denoiser.safetensors").read_bytes()
+    alone = (remains / "gangs" / "two" / "output" / "denoiser.safetensors").read_bytes()
     assert snapshot.read("denoiser.safetensors") == alone
     assert {event["kind"] for event in session.events} >= {"progress", "metrics", "picture"}
