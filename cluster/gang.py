@@ -114,7 +114,6 @@ def run_gang(
             name=f"{name}-{time.time_ns():x}",
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         ),
     )
     stop = threading.Event()

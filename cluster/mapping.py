@@ -6,8 +6,6 @@ that a lost worker costs one item. Results come as they are ready.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.gang import GangWorker, run_alone, run_gang
-from cluster.resources import Capacity, Resources
+from cluster.resources import Capacity, Resources, limit_threads
 
 if TYPE_CHECKING:
     from cluster.session import RaySession
@@ -225,6 +223,8 @@ class Worker:
 
     def __init__(self, factory: Factory, threads: int) -> None:
         self.factory, self.threads = factory, threads
+        # Here and not in a runtime environment: that would cost a new process where Ray has one waiting.
+        limit_threads(threads)
         self.function: Callable[[Any], Any] | None = None
 
     def call(self, item: Any) -> Any:
@@ -234,20 +234,12 @@ class Worker:
         return self.function(item)
 
 
-def limit_threads(threads: int) -> None:
-    """Torch's threads, where torch is loaded, and those of what loads later (it reads OMP_NUM_THREADS)."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-
-
 def _start_worker(factory: Any, resources: Resources, name: str) -> Any:
     import ray
 
     options: dict[str, Any] = {
         "num_cpus": resources.cpus or 1,
         "num_gpus": resources.gpus or 0,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}},
     }
     if resources.memory:
         options["memory"] = resources.memory

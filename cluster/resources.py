@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,3 +82,10 @@ def settle(
             f"{capacity.gpus:g}: lower resources.cpus or resources.gpus."
         )
     return dataclasses.replace(asked, cpus=cpus, gpus=gpus, workers=workers)
+
+
+def limit_threads(threads: int) -> None:
+    """Torch's threads, where torch is loaded, and those of what loads later (it reads OMP_NUM_THREADS)."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
