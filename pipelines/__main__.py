@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     import tyro
 
-    from pipelines.flags import split
+    from pipelines.recipe.flags import split
 
     flags: list[str] = []
     if given[0] in RECIPE_COMMANDS:

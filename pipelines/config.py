@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import yaml12
-from pipelines.flags import Flag, merge
-from pipelines.schema import Schema
-from pipelines.spelling import near
+from pipelines.recipe import yaml12
+from pipelines.recipe.flags import Flag, merge
+from pipelines.recipe.schema import Schema
+from pipelines.recipe.spelling import near
 from pipelines.stage import ShardStage, Stage
 
 RECIPES = Path(__file__).with_name("recipes")

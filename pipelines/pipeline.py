@@ -15,10 +15,10 @@ from typing import Literal
 from cluster.mapping import Executor, InlineExecutor, RayExecutor
 from cluster.session import RaySession
 from cluster.storage import Storage
-from pipelines.events import Bus, Listener, recorded
-from pipelines.execute import INTERRUPTED, Run, StageError, check_room
-from pipelines.journal import Journal
-from pipelines.plan import Plan, PlannedStage, Planner, Recipe, plan
+from pipelines.runner.events import Bus, Listener, recorded
+from pipelines.runner.execute import INTERRUPTED, Run, StageError, check_room
+from pipelines.runner.journal import Journal
+from pipelines.runner.plan import Plan, PlannedStage, Planner, Recipe, plan
 
 __all__ = ["Plan", "PlannedStage", "RunResult", "StageError", "plan", "run"]
 

@@ -1,8 +1,8 @@
 """The record of a run in MLflow: one run for the workflow, a child for each stage that ran.
 
 `Tracker` is a listener of the runner's events. It appends to a spool and returns; a process of its own
-(`pipelines.flush`) carries the spool to MLflow. A run in which nothing is executed leaves no trace and costs
-nothing.
+(`pipelines.recording.flush`) carries the spool to MLflow. A run in which nothing is executed leaves no trace
+and costs nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import LocalStorage, Storage, cache_folder
-from pipelines.spool import Record, Spool, files
+from pipelines.recording.spool import Record, Spool, files
 
 Event = Mapping[str, Any]
 STATUS = {"done": "FINISHED", "failed": "FAILED"}
@@ -65,7 +65,7 @@ class Destination:
     def flush(self) -> subprocess.Popen[bytes]:
         """Starts the process that flushes the spool; it ends by itself when the spool is empty."""
         self.spool.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pipelines.flush", str(self.spool)]
+        command = [sys.executable, "-m", "pipelines.recording.flush", str(self.spool)]
         command += ["--uri", self.uri, "--experiment", self.experiment]
         if self.artifacts:
             command += ["--artifacts", self.artifacts]

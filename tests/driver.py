@@ -18,7 +18,7 @@ import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo
 
-import pipelines.trainer
+import pipelines.training.trainer
 from cluster.storage import LocalStorage, Storage
 from pipelines import config, pipeline
 
@@ -40,14 +40,14 @@ class Death:
             self._arm_write(store)
 
     def _arm_step(self, file: str, images_seen: int) -> None:
-        original = pipelines.trainer.Log.step
+        original = pipelines.training.trainer.Log.step
 
         def step(log: Any, progress: Any) -> None:
             if log.training.file == file and progress.images_seen >= images_seen:
                 die()
             original(log, progress)
 
-        pipelines.trainer.Log.step = step
+        pipelines.training.trainer.Log.step = step
 
     def _arm_write(self, store: Path) -> None:
         original = LocalStorage.put_if_absent

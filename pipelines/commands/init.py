@@ -15,7 +15,7 @@ from pipelines.commands.arguments import Switch, shown_as
 from pipelines.commands.console import console, program, say_json
 
 if TYPE_CHECKING:
-    from pipelines.survey import Survey
+    from pipelines.recipe.survey import Survey
 
 SHOWN_BROKEN = 5
 SHOWN_LABELS = 6
@@ -37,9 +37,9 @@ class Init:
     """Print the findings as JSON."""
 
     def __call__(self, flags: Sequence[str]) -> int:
-        from pipelines import starter
-        from pipelines.machine import Machine
-        from pipelines.survey import survey
+        from pipelines.recipe import starter
+        from pipelines.recipe.machine import Machine
+        from pipelines.recipe.survey import survey
 
         name = recipe_name(self.images)
         out = self.out or Path(f"{name}.yaml")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipelines.config import Recipe
-    from pipelines.plan import Plan as PipelinePlan
+    from pipelines.runner.plan import Plan as PipelinePlan
 
 MARKS = {"done": ("green", "✓"), "run": ("bold", "▸"), "after": ("dim", "·")}
 
@@ -40,7 +40,7 @@ class Plan:
 
     def __call__(self, flags: Sequence[str]) -> int:
         from pipelines import config
-        from pipelines.plan import plan
+        from pipelines.runner.plan import plan
 
         recipe = config.load(self.recipe, flags)
         if self.fields:
@@ -63,7 +63,7 @@ class Plan:
         from rich.padding import Padding
         from rich.text import Text
 
-        from pipelines.fields import fields
+        from pipelines.recipe.fields import fields
 
         found = [f for name, stage in recipe.stages.items() for f in fields(name, stage)]
         if self.json:

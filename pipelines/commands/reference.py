@@ -17,8 +17,8 @@ def resolve(reference: str, store: str | None) -> str:
         return reference
     from pipelines import config
     from pipelines.commands.console import store as open_store
-    from pipelines.plan import plan
-    from pipelines.spelling import near
+    from pipelines.recipe.spelling import near
+    from pipelines.runner.plan import plan
 
     recipe = config.load(match["recipe"])
     if match["stage"] not in recipe.stages:

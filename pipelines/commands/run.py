@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cluster.session import RaySession
     from cluster.storage import Storage
     from pipelines.config import Recipe
-    from pipelines.plan import Plan
+    from pipelines.runner.plan import Plan
 
 SHOWN = 8
 """Pictures shown when a run is over."""
@@ -49,7 +49,7 @@ class Run:
 
     def __call__(self, flags: Sequence[str]) -> int:
         from pipelines import config
-        from pipelines.plan import plan
+        from pipelines.runner.plan import plan
 
         if self.recipe is None:
             return self._list()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from pipelines.features import EfficientNetFeatures, FeaturesConfig
+from pipelines.scoring.features import EfficientNetFeatures, FeaturesConfig
 from pipelines.stage import Input, Kind, Session, Stage
 
 
@@ -56,6 +56,6 @@ class Evaluate(Stage):
         return f"KID-{self.features.label}, coverage, nearest neighbours of up to {self.count:,} images"
 
     def run(self, session: Session) -> dict[str, Any]:
-        from pipelines.evaluation import Evaluation
+        from pipelines.scoring.evaluation import Evaluation
 
         return Evaluation(self, session).run()

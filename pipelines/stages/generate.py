@@ -195,8 +195,8 @@ class Generate(ShardStage):
     def _from_dataset(self, inputs: Inputs, indices: Sequence[int]) -> list[tuple[str | None, str | None]]:
         from diffusion import randomness
         from pipelines.stream import permutation
-        from pipelines.tasks.rows import Rows
-        from pipelines.tasks.texts import pick
+        from pipelines.training.tasks.rows import Rows
+        from pipelines.training.tasks.texts import pick
 
         images, captions = inputs.get("images"), inputs.get("captions")
         text, known = inputs["model"].record.get("text") is not None, inputs["model"].classes

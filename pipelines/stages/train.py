@@ -22,7 +22,7 @@ from pipelines.stages.train_autoencoder import check_training
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.tasks.task import Task
+    from pipelines.training.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Train(Stage):
         return f"{self.images_seen:,} images seen, {' and '.join(given) if given else 'unconditional'}"
 
     def run(self, session: Session) -> dict[str, Any]:
-        from pipelines.trainer import Job, Training, train_worker
+        from pipelines.training.trainer import Job, Training, train_worker
 
         _check_inputs(self, session.inputs)
         latents, images = session.inputs["latents"], session.inputs.get("images")
@@ -141,7 +141,7 @@ class Train(Stage):
         }
 
     def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
-        from pipelines.tasks.denoiser import DenoiserTask
+        from pipelines.training.tasks.denoiser import DenoiserTask
 
         return DenoiserTask(self, inputs, device=device, workers=workers)
 

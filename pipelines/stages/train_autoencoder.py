@@ -17,7 +17,7 @@ from pipelines.stage import Input, Kind, Session, Stage, execution, jsonable
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.tasks.task import Task
+    from pipelines.training.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class TrainAutoencoder(Stage):
         return f"{self.images_seen:,} images seen, {self.autoencoder.factor}x smaller"
 
     def run(self, session: Session) -> dict[str, Any]:
-        from pipelines.trainer import Job, Training, train_worker
+        from pipelines.training.trainer import Job, Training, train_worker
 
         images = session.inputs["images"]
         if isinstance(self.autoencoder, IdentityAutoencoderConfig):
@@ -110,7 +110,7 @@ class TrainAutoencoder(Stage):
         }
 
     def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
-        from pipelines.tasks.autoencoder import AutoencoderTask
+        from pipelines.training.tasks.autoencoder import AutoencoderTask
 
         return AutoencoderTask(self, inputs["images"], device=device, workers=workers)
 

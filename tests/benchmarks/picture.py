@@ -14,9 +14,9 @@ from PIL import Image
 from cluster.storage import Storage
 from pipelines import config, pictures
 from pipelines.arrays import pixels
-from pipelines.features import EfficientNetFeatures
 from pipelines.models import SHIPPED, Generator, SnapshotFolder, load
 from pipelines.pipeline import plan
+from pipelines.scoring.features import EfficientNetFeatures
 
 PROMPTS = (
     "grinning face",

@@ -12,7 +12,8 @@ import pytest
 
 import pipelines.stages
 from cluster.resources import Resources
-from pipelines import config, yaml12
+from pipelines import config
+from pipelines.recipe import yaml12
 from pipelines.stage import Input, ShardStage, Stage, execution
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import config, starter
+from pipelines import config
 from pipelines.__main__ import main
 from pipelines.commands.init import recipe_name
-from pipelines.machine import Machine
+from pipelines.recipe import starter
+from pipelines.recipe.machine import Machine
+from pipelines.recipe.survey import Survey, survey
 from pipelines.sources import FolderSource
-from pipelines.survey import Survey, survey
 
 LAPTOP = Machine(cores=2, memory=8 * 2**30)
 WEIGHTS = {"efficientnet-lite0", "minilm"}

@@ -61,7 +61,7 @@ def test_prompts_are_put_into_the_template(model: Generator) -> None:
 
 def test_networks_weights_are_the_average_in_half_precision(trained: SnapshotFolder) -> None:
     """The generator's network is the trained one: its held-out loss is the one that training saw."""
-    from pipelines.tasks.denoiser import DenoiserTask
+    from pipelines.training.tasks.denoiser import DenoiserTask
 
     inputs = tiny.line(Path(trained.storage.url).parent / "copy")
     task = DenoiserTask(tiny.train(), inputs, device=torch.device("cpu"), workers=1)

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from cluster.storage import Storage
-from pipelines import flush as flusher
-from pipelines import spool, tracking
-from pipelines.spool import Spool
+from pipelines import tracking
+from pipelines.recording import flush as flusher
+from pipelines.recording import spool
+from pipelines.recording.spool import Spool
 from pipelines.tracking import Destination, Tracker, flatten
 
 LIMIT = 150.0

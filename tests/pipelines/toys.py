@@ -19,7 +19,7 @@ if not Path(pipeline.__file__).with_name("models.py").exists():
     import sys
     import types
 
-    from pipelines.artifacts import Report
+    from pipelines.runner.artifacts import Report
 
     class SnapshotFolder(Report):
         @classmethod

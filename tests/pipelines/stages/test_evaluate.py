@@ -21,8 +21,8 @@ from diffusion.latents import LatentStatistics
 from diffusion.noise import RectifiedFlow
 from pipelines.arrays import to_npy
 from pipelines.dataset import Dataset, describe, write_manifest
-from pipelines.judgement import Judge
 from pipelines.sampling import LatentModel
+from pipelines.scoring.judgement import Judge
 from pipelines.shards import write_shard
 from pipelines.stage import Row, Sample
 from pipelines.stages.evaluate import Evaluate

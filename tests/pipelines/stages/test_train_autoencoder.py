@@ -10,7 +10,7 @@ import torch
 from diffusion.config import IdentityAutoencoderConfig, KLAutoencoderConfig
 from pipelines.dataset import Dataset
 from pipelines.stages.train_autoencoder import TrainAutoencoder
-from pipelines.tasks.autoencoder import AutoencoderTask
+from pipelines.training.tasks.autoencoder import AutoencoderTask
 from tests.pipelines import tiny
 
 
@@ -77,7 +77,7 @@ def test_mirrors_half_of_the_images(images: Dataset) -> None:
 def test_loss_is_what_it_says(images: Dataset) -> None:
     """Without its weight, the divergence is not in it; with it, by as much as it is."""
     from diffusion.autoencoders.kl import kl_divergence
-    from pipelines.tasks.autoencoder import normalised
+    from pipelines.training.tasks.autoencoder import normalised
 
     torch.manual_seed(0)
     plain = AutoencoderTask(stage(kl_weight=0.0), images, device=torch.device("cpu"), workers=1)

@@ -1,0 +1,1 @@
+"""Reading recipes, and writing a first one."""

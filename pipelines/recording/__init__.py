@@ -1,0 +1,1 @@
+"""From a run's events to MLflow, by way of the disk."""

@@ -1,0 +1,1 @@
+"""What runs, why, and how it is committed."""

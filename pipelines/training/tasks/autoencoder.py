@@ -1,0 +1,155 @@
+"""Training an autoencoder on a dataset's images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion import randomness
+from diffusion.autoencoders.autoencoder import Autoencoder
+from diffusion.autoencoders.kl import kl_divergence
+from diffusion.latents import Moments
+from pipelines import pictures
+from pipelines.arrays import pixels
+from pipelines.dataset import Dataset
+from pipelines.sampling import to_pixels
+from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
+
+if TYPE_CHECKING:
+    from pipelines.stages.train_autoencoder import TrainAutoencoder
+
+PICTURE_COLUMNS = 8
+MEMORY_SHARE = 0.4
+
+
+class Reconstruction(nn.Module):
+    """The autoencoder as one call, which is what DDP can see."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Moments]:
+        """Images in [-1, 1] and standard normal noise of the latents' shape."""
+        moments = self.autoencoder.encode(images)
+        return self.autoencoder.decode(moments.sample(noise)), moments
+
+
+@dataclass(frozen=True, eq=False)
+class ImageShare:
+    images: Tensor
+    """uint8 [b, 3, h, w], channels last in memory."""
+    noise: Tensor
+    """[b, z, i, j]."""
+
+    def to(self, device: torch.device) -> ImageShare:
+        return ImageShare(self.images.to(device, non_blocking=True), self.noise.to(device, non_blocking=True))
+
+
+class AutoencoderTask:
+    """L1 + perceptual distance + KL, each a mean over a sample's elements (Rombach et al., 2022, section
+    3.1)."""
+
+    def __init__(
+        self, stage: TrainAutoencoder, images: Dataset, *, device: torch.device, workers: int
+    ) -> None:
+        self.stage = stage
+        self.device = device
+        rows = Rows({"images": images}, split="train", required={"images": "image"})
+        held_out = Rows({"images": images}, split="validation", required={"images": "image"}, optional=True)
+        self.length = len(rows)
+        budget = memory_budget(share=MEMORY_SHARE, workers=workers)
+        self.images = Decoded(
+            lambda n: pixels(rows.read(n, "images", "image")), len(rows), dtype=np.uint8, budget=budget
+        )
+
+        autoencoder = stage.autoencoder.build()
+        self.module = Reconstruction(autoencoder).to(device)
+        height, width, _ = self.images.shape
+        if height % autoencoder.factor or width % autoencoder.factor:
+            raise ValueError(
+                f"Images of {width} x {height} px do not suit an autoencoder that shrinks by "
+                f"{autoencoder.factor}: set ingest's `size` to a multiple of {autoencoder.factor}."
+            )
+        self.latent_shape = (
+            autoencoder.latent_channels,
+            height // autoencoder.factor,
+            width // autoencoder.factor,
+        )
+        self.perceptual = _perceptual(device) if stage.perceptual_weight else None
+        count = min(len(held_out), stage.validation_samples)
+        self.held_out = [pixels(held_out.read(n, "images", "image")) for n in range(count)]
+        self.shown = self.held_out[:PICTURE_COLUMNS] or list(
+            self.images[np.arange(min(PICTURE_COLUMNS, self.length))]
+        )
+
+    def share(self, positions: np.ndarray, indices: np.ndarray) -> ImageShare:
+        images = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
+        if self.stage.flips:
+            flip = randomness.uniform(self.stage.seed, positions, "flip") < 0.5
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        return ImageShare(
+            images, randomness.normal(self.stage.seed, positions, self.latent_shape, "posterior")
+        )
+
+    def losses(self, module: nn.Module, share: ImageShare) -> Tensor:
+        images = normalised(share.images)
+        reconstructions, moments = module(images, share.noise)
+        losses = (reconstructions - images).abs().flatten(1).mean(1)
+        if self.stage.kl_weight:
+            losses = losses + self.stage.kl_weight * kl_divergence(moments) / moments.mean[0].numel()
+        if self.perceptual is not None:
+            losses = losses + self.stage.perceptual_weight * self.perceptual(reconstructions, images)
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Error of reconstructions from the posterior's mean: L1 on [-1, 1], and PSNR in dB."""
+        absolute, square = 0.0, 0.0
+        for start in range(0, len(self.held_out), self.stage.batch):
+            images, reconstructions = self._reconstruct(
+                module, self.held_out[start : start + self.stage.batch]
+            )
+            difference = (reconstructions.clamp(-1, 1) - images).flatten(1).double()
+            absolute += difference.abs().mean(1).sum().item()
+            square += difference.square().mean(1).sum().item()
+        if not self.held_out:
+            return {}
+        count = len(self.held_out)
+        psnr = 10 * float(np.log10(4 / max(square / count, 1e-12)))
+        return {"validation_l1": absolute / count, "validation_psnr": psnr}
+
+    @torch.no_grad()
+    def picture(self, module: nn.Module) -> bytes:
+        """Held-out images above their reconstructions."""
+        from PIL import Image
+
+        _, reconstructions = self._reconstruct(module, self.shown)
+        rows = [[Image.fromarray(image) for image in self.shown]]
+        rows.append([Image.fromarray(image) for image in to_pixels(reconstructions)])
+        return pictures.grid(rows, row_labels=("images", "reconstructions"))
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(module, Reconstruction)
+        return module.autoencoder.state_dict()
+
+    def _reconstruct(self, module: nn.Module, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        assert isinstance(module, Reconstruction)
+        batch = normalised(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device))
+        return batch, module.autoencoder.decode(module.autoencoder.encode(batch).mean)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def _perceptual(device: torch.device) -> nn.Module:
+    from diffusion.autoencoders.perceptual import PerceptualLoss
+    from pipelines import weights
+
+    return PerceptualLoss(weights.load("hed")).to(device)

@@ -1,0 +1,231 @@
+"""Training a denoiser on stored moments, captions' embeddings and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion import randomness
+from diffusion.conditioning import Conditioning
+from diffusion.denoiser import Denoiser
+from diffusion.latents import LatentStatistics, Moments
+from diffusion.losses import flow_matching
+from pipelines import pictures, sampling
+from pipelines.arrays import from_npy
+from pipelines.dataset import Dataset
+from pipelines.embedders.embedding import TextEmbedding
+from pipelines.prompts import formatted
+from pipelines.sampling import Drawing, LatentModel
+from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
+from pipelines.training.tasks.texts import Texts
+
+if TYPE_CHECKING:
+    from pipelines.stages.train import Train
+
+PICTURE_COLUMNS = 8
+MEMORY_SHARE = 0.4
+TOKENS = 8
+"""Captions of a training batch are padded to a multiple of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentShare:
+    latents: Tensor
+    """Drawn and whitened, [b, c, h, w]."""
+    noise: Tensor
+    t: Tensor
+    """[b]."""
+    conditioning: Conditioning
+
+    def to(self, device: torch.device) -> LatentShare:
+        return LatentShare(
+            latents=self.latents.to(device, non_blocking=True),
+            noise=self.noise.to(device, non_blocking=True),
+            t=self.t.to(device, non_blocking=True),
+            conditioning=self.conditioning.to(device, non_blocking=True),
+        )
+
+
+class Samples:
+    """Rows of one split, as what a network sees of them."""
+
+    def __init__(self, stage: Train, rows: Rows, *, texts: Texts | None, labelled: bool, budget: int) -> None:
+        self.rows, self.texts, self.labelled = rows, texts, labelled
+        latents = rows.datasets["latents"]
+        self.statistics = LatentStatistics.from_json(latents.manifest["statistics"]["latents"])
+
+        def decode(column: str) -> Decoded:
+            return Decoded(
+                lambda n: from_npy(rows.read(n, "latents", column)),
+                len(rows),
+                dtype=np.float16,
+                budget=budget,
+            )
+
+        self.moments = decode("moments.npy")
+        self.flipped = decode("flipped.moments.npy") if stage.flips else None
+        self._labels: dict[int, int | None] = {}
+
+    def latents(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Tensor:
+        """Drawn from the posterior, mirrored for half of the positions where asked for; whitened."""
+        moments = self.moments[indices]
+        if self.flipped is not None:
+            flip = (randomness.uniform(seed, positions, "flip") < 0.5).numpy()
+            moments = np.where(flip[:, None, None, None], self.flipped[indices], moments)
+        mean, std = torch.from_numpy(moments).float().chunk(2, dim=1)
+        noise = randomness.normal(seed, positions, mean.shape[1:], "posterior")
+        return self.statistics.whiten(Moments(mean=mean, std=std).sample(noise))
+
+    def captions(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> list[TextEmbedding | None]:
+        """One caption of each sample, drawn by weight; None where it has none."""
+        if self.texts is None:
+            return [None] * len(indices)
+        u = randomness.uniform(seed, positions, "caption").tolist()
+        return [self.texts.choose(self.rows, n, x) for n, x in zip(indices.tolist(), u, strict=True)]
+
+    def labels(self, indices: np.ndarray) -> list[int | None]:
+        if not self.labelled:
+            return [None] * len(indices)
+        return [self._label(n) for n in indices.tolist()]
+
+    def _label(self, number: int) -> int | None:
+        if number not in self._labels:
+            known = self.rows.has(number, "images", "cls")
+            self._labels[number] = int(self.rows.read(number, "images", "cls")) if known else None
+        return self._labels[number]
+
+
+class DenoiserTask:
+    """Rectified-flow velocity with text and class dropped at load (Lipman et al., 2023; Ho and Salimans,
+    2022)."""
+
+    def __init__(self, stage: Train, inputs: dict[str, Any], *, device: torch.device, workers: int) -> None:
+        self.stage, self.device = stage, device
+        datasets: dict[str, Dataset] = {n: inputs[n] for n in ("latents", "text", "images") if inputs.get(n)}
+        train = Rows(datasets, split="train", required={"latents": "moments.npy"})
+        held_out = Rows(datasets, split="validation", required={"latents": "moments.npy"}, optional=True)
+        self.length = len(train)
+        self.classes = datasets["images"].classes if "images" in datasets else []
+        self.texts = Texts(datasets["text"], workers=workers) if "text" in datasets else None
+        budget = memory_budget(share=MEMORY_SHARE, workers=workers)
+        given: dict[str, Any] = {"texts": self.texts, "labelled": bool(self.classes), "budget": budget}
+        self.samples = Samples(stage, train, **given)
+        channels, height, width = self.samples.moments.shape
+        if height != width:
+            raise ValueError(
+                f"Latents of {height} x {width}: the network takes square ones; set ingest's `resize: crop`."
+            )
+        self.shape = (channels // 2, height, width)
+        self.text_width = self.texts.width if self.texts else None
+        self.module: nn.Module = stage.network.build(
+            channels=self.shape[0], size=height, classes=len(self.classes), text_width=self.text_width
+        ).to(device)
+        self.times = stage.times.build()
+        self.autoencoder = inputs["autoencoder"].autoencoder().to(device).eval()
+        count = min(len(held_out), stage.validation_samples)
+        self.held_out = self._held_out(Samples(stage, held_out, **given), count) if count else []
+        self.drawings, self.titles = self._drawings(
+            Samples(stage, held_out, **given) if count else self.samples
+        )
+
+    def share(self, positions: np.ndarray, indices: np.ndarray) -> LatentShare:
+        seed = self.stage.seed
+        share = self._share(self.samples, seed, positions, indices, batch=self.stage.batch)
+        no_text = randomness.uniform(seed, positions, "drop text") < self.stage.drop_text
+        no_label = randomness.uniform(seed, positions, "drop label") < self.stage.drop_label
+        return LatentShare(
+            share.latents, share.noise, share.t, share.conditioning.drop(text=no_text, label=no_label)
+        )
+
+    def losses(self, module: nn.Module, share: LatentShare) -> Tensor:
+        return flow_matching(Denoiser(module), share.latents, share.noise, share.t, share.conditioning)
+
+    @torch.no_grad()
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Mean loss over the validation split, with noise and times fixed by position."""
+        if not self.held_out:
+            return {}
+        losses = torch.cat([self.losses(module, share.to(self.device)) for share in self.held_out])
+        return {"validation_loss": losses.double().mean().item()}
+
+    @torch.no_grad()
+    def picture(self, module: nn.Module) -> bytes:
+        """The same few drawings each time, from the same noise."""
+        from PIL import Image
+
+        model = LatentModel(
+            denoiser=Denoiser(module),
+            autoencoder=self.autoencoder,
+            statistics=self.samples.statistics,
+            shape=self.shape,
+            classes=len(self.classes),
+            text_width=self.text_width,
+            device=self.device,
+        )
+        images = sampling.draw(
+            model,
+            self.drawings,
+            seed=self.stage.seed,
+            sampler=self.stage.sampler,
+            guidance=self.stage.guidance,
+            micro_batch=len(self.drawings),
+        )
+        return pictures.grid([[Image.fromarray(image) for image in images]], column_labels=self.titles)
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        return module.state_dict()
+
+    def _share(
+        self, samples: Samples, seed: int, positions: np.ndarray, indices: np.ndarray, *, batch: int
+    ) -> LatentShare:
+        texts = samples.captions(seed, positions, indices)
+        longest = max((len(text.states) for text in texts if text is not None), default=1)
+        return LatentShare(
+            latents=samples.latents(seed, positions, indices),
+            noise=randomness.normal(seed, positions, self.shape, "noise"),
+            t=self.times(randomness.stratified(seed, positions, batch)),
+            conditioning=sampling.conditioning(
+                texts,
+                samples.labels(indices),
+                classes=len(self.classes),
+                text_width=self.text_width,
+                length=-(-longest // TOKENS) * TOKENS,
+            ),
+        )
+
+    def _held_out(self, samples: Samples, count: int) -> list[LatentShare]:
+        # A seed of its own: the noise of a held-out sample is not that of a training sample.
+        seed = self.stage.seed + 1
+        runs = [np.arange(n, min(n + self.stage.batch, count)) for n in range(0, count, self.stage.batch)]
+        return [self._share(samples, seed, run, run, batch=count) for run in runs]
+
+    def _drawings(self, samples: Samples) -> tuple[list[Drawing], list[str]]:
+        """The live row: the stage's prompts, else captions of held-out samples, else classes."""
+        if self.stage.prompts:
+            texts, titles = self._prompts(self.stage.prompts), list(self.stage.prompts)
+            return [Drawing(index=n, text=text) for n, text in enumerate(texts)], titles
+        indices = np.arange(min(PICTURE_COLUMNS, len(samples.rows)))
+        if self.texts is not None:
+            texts = samples.captions(self.stage.seed, indices, indices)
+            return [Drawing(index=n, text=text) for n, text in enumerate(texts)], []
+        if self.classes:
+            shown = [n % len(self.classes) for n in range(PICTURE_COLUMNS)]
+            return [Drawing(index=n, label=c) for n, c in enumerate(shown)], [self.classes[c] for c in shown]
+        return [Drawing(index=n) for n in range(PICTURE_COLUMNS)], []
+
+    def _prompts(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        if self.texts is None:
+            raise ValueError(
+                "`prompts` needs a `text` input (a finished embed stage): set one, or leave prompts out."
+            )
+        from pipelines import embedders
+
+        template = self.texts.template
+        return embedders.load_text(self.texts.record).encode(
+            [formatted(template, prompt) for prompt in prompts]
+        )

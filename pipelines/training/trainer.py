@@ -1,0 +1,316 @@
+"""The one training loop: any task, one worker or many, killed and resumed anywhere to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffusion.config import OptimizationConfig
+from pipelines.stream import TrainingStream
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Checkpoint, Mark, Writer
+from pipelines.training.prefetch import prefetched
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from cluster.gang import Member
+    from cluster.storage import Storage
+    from diffusion.training import Progress, TrainingState
+    from pipelines.training.tasks.task import Task
+
+AHEAD = 3
+"""Batches that are made before they are needed."""
+REPORT_SECONDS = 1.0
+"""Between two readings of the loss: reading it waits for the device."""
+HOPELESS = 50
+"""Steps in a row with a gradient that is not finite after which training stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, on what terms, and how often to look."""
+
+    batch: int
+    """Images of the global batch."""
+    images_seen: int
+    """At which it ends."""
+    optimization: OptimizationConfig
+    seed: int
+    precision: Literal["float32", "bfloat16"]
+    accelerated: bool
+    """Whether each worker has a GPU."""
+    file: str
+    """Of the snapshot's weights."""
+    validate_every: int | None
+    samples_every: int | None
+    checkpoint_every: int | None
+    checkpoint_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker is sent."""
+
+    training: Training
+    task: Callable[[torch.device, int], Task]
+    """Builds it from the device and the number of workers on a machine."""
+    output: Storage
+    checkpoints: Storage
+    lease: int
+
+
+def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
+    """One worker of a gang; `config` is {"job": Job}. Gives what rank 0 says of the finished training.
+
+    Keys of the result: images_seen, curve ([images_seen, {name: value}] of held-out figures), skipped (steps
+    without a finite gradient), parameters, files ({name: sha256}).
+    """
+    import torch
+
+    from diffusion.training import TrainingState, fit
+
+    job: Job = config["job"]
+    training = job.training
+    if training.batch < member.world:
+        raise ValueError(
+            f"A batch of {training.batch} leaves some of {member.world} workers without an image."
+        )
+    device = torch.device("cuda" if training.accelerated and torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        task = job.task(device, member.world)
+    state = TrainingState.start(task.module, training.optimization)
+    module = _distributed(task.module, member.world)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+
+    def losses(share: Any) -> Tensor:
+        with autocast:
+            return task.losses(module, share)
+
+    def stream(images_seen: int) -> Generator[Any]:
+        return _shares(task, training, member, images_seen=images_seen, device=device)
+
+    if member.world > 2:
+        _settle(task.module, losses, stream)
+    found = _restore(job, member)
+    if found is not None:
+        state.load_state_dict(found.tensors)
+        member.event({"kind": "note", "text": f"Continues from {found.mark.images_seen:,} images."})
+    log = Log(job, member, task, state, curve=list(found.state["curve"]) if found else [])
+    if training.images_seen > state.images_seen:
+        with contextlib.closing(stream(state.images_seen)) as shares:
+            for progress in fit(
+                state,
+                shares,
+                losses,
+                optimization=training.optimization,
+                batch=training.batch,
+                target_images=training.images_seen,
+            ):
+                log.step(progress)
+    return log.finish()
+
+
+@dataclass(eq=False)
+class Log:
+    """What happens beside the steps, all on rank 0: events, held-out figures, pictures, checkpoints."""
+
+    job: Job
+    member: Member
+    task: Task
+    state: TrainingState
+    curve: list[list[Any]]
+    _losses: list[Tensor] = field(default_factory=list)
+    _bad: int = 0
+    _skipped: int = 0
+
+    def __post_init__(self) -> None:
+        self.training = self.job.training
+        self._writer = Writer(self.job.checkpoints)
+        self._written = self._reported = time.monotonic()
+        self._skipped = int(self.state.skipped)
+        self._averaged: nn.Module | None = None
+
+    def step(self, progress: Progress) -> None:
+        if self.member.rank:
+            return
+        training, now = self.training, time.monotonic()
+        last = progress.images_seen >= training.images_seen
+        self._losses.append(progress.loss)
+        if last or now - self._reported >= REPORT_SECONDS:
+            self._report(progress, now - self._reported)
+        if last or progress.every(training.validate_every):
+            self._validate(progress.images_seen)
+        if last or progress.every(training.samples_every):
+            self._picture(progress.images_seen)
+        anchor = self._uncooled(progress.images_seen) and not self._uncooled(
+            progress.images_seen + training.batch
+        )
+        due = training.checkpoint_seconds is not None and now - self._written >= training.checkpoint_seconds
+        if last or anchor or progress.every(training.checkpoint_every) or (due and not self._writer.busy):
+            self._write(progress.images_seen)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the snapshot's weights, the average over training in fp16, once the checkpoint is safe."""
+        if self.member.rank:
+            return {}
+        import torch
+        from safetensors.torch import save
+
+        self._writer.wait()
+        weights = self.task.weights(self._average())
+        tensors = {
+            name: (t.half() if t.dtype.is_floating_point else t).contiguous().cpu()
+            for name, t in weights.items()
+        }
+        broken = sorted(
+            name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
+        )
+        if broken:
+            raise ValueError(
+                f"The weights {', '.join(broken[:3])} are not finite: lower optimization.lr and train again."
+            )
+        data = save(tensors)
+        self.job.output.replace(self.training.file, data)
+        return {
+            "images_seen": self.state.images_seen,
+            "curve": self.curve,
+            "skipped": int(self.state.skipped),
+            "parameters": sum(t.numel() for t in weights.values()),
+            "files": {self.training.file: hashlib.sha256(data).hexdigest()},
+        }
+
+    def _report(self, progress: Progress, seconds: float) -> None:
+        import torch
+
+        loss = torch.stack(self._losses).float().mean().item()
+        skipped = int(progress.skipped)
+        self._bad = self._bad + len(self._losses) if skipped - self._skipped == len(self._losses) else 0
+        if self._bad >= HOPELESS:
+            raise ValueError(
+                f"None of the last {self._bad} steps had a finite gradient: "
+                "lower optimization.lr, or set optimization.clip."
+            )
+        rate = len(self._losses) * self.training.batch / max(seconds, 1e-9)
+        values = {
+            "loss": loss,
+            "grad_norm": progress.grad_norm.item(),
+            "lr": progress.lr,
+            "images_per_second": rate,
+        }
+        if skipped:
+            values["skipped_steps"] = skipped
+        self._event(kind="metrics", step=progress.images_seen, values=values)
+        total = max(self.training.images_seen, progress.images_seen)
+        self._event(kind="progress", done=progress.images_seen, total=total, unit="images")
+        self._losses.clear()
+        self._reported, self._skipped = time.monotonic(), skipped
+
+    def _validate(self, images_seen: int) -> None:
+        values = self.task.evaluate(self._average())
+        if values:
+            self.curve = [point for point in self.curve if point[0] < images_seen] + [[images_seen, values]]
+            self._event(kind="metrics", step=images_seen, values=values)
+
+    def _picture(self, images_seen: int) -> None:
+        png = self.task.picture(self._average())
+        if png is not None:
+            self._event(kind="picture", name="samples", step=images_seen, png=png)
+
+    def _write(self, images_seen: int) -> None:
+        mark = Mark(
+            images_seen=images_seen,
+            lease=self.job.lease,
+            cooling=not self._uncooled(images_seen),
+            target=self.training.images_seen,
+        )
+        self._writer.write(mark, self.state.state_dict(), {"curve": self.curve, "world": self.member.world})
+        self._written = time.monotonic()
+
+    def _uncooled(self, images_seen: int) -> bool:
+        return _uncooled(self.training, images_seen)
+
+    def _average(self) -> nn.Module:
+        import copy
+
+        if self._averaged is None:
+            self._averaged = copy.deepcopy(self.task.module).eval()
+        self.state.ema.copy_to(self._averaged)
+        return self._averaged
+
+    def _event(self, **event: Any) -> None:
+        self.member.event(event)
+
+
+def _uncooled(training: Training, images_seen: int) -> bool:
+    """Whether longer trainings pass through the same state at `images_seen`."""
+    return training.optimization.before_cooldown(
+        images_seen, batch=training.batch, target_images=training.images_seen
+    )
+
+
+def _restore(job: Job, member: Member) -> Checkpoint | None:
+    """The furthest whole checkpoint on this training's way; rank 0 chooses for all."""
+    training = job.training
+
+    def usable(mark: Mark) -> bool:
+        return mark.target == training.images_seen if mark.cooling else _uncooled(training, mark.images_seen)
+
+    if member.world == 1:
+        return checkpoint.newest(job.checkpoints, usable)
+    import torch
+    import torch.distributed
+
+    found = checkpoint.newest(job.checkpoints, usable) if member.rank == 0 else None
+    choice = torch.tensor([found.mark.images_seen, found.mark.lease] if found else [-1, -1])
+    if torch.distributed.get_backend() == "nccl":
+        choice = choice.cuda()
+    torch.distributed.broadcast(choice, 0)
+    images_seen, lease = choice.tolist()
+    if member.rank == 0 or images_seen < 0:
+        return found
+    return checkpoint.read(job.checkpoints, checkpoint.name_of(images_seen, lease))
+
+
+def _distributed(module: nn.Module, world: int) -> nn.Module:
+    if world == 1:
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(module)
+
+
+def _settle(
+    module: nn.Module, losses: Callable[[Any], Tensor], stream: Callable[[int], Generator[Any]]
+) -> None:
+    """Two backwards whose gradients are dropped: DDP orders its buckets by the first, and beyond two ranks
+    the order of a sum decides its last bits. A resumed training must add up as the unbroken one does."""
+    with contextlib.closing(stream(0)) as shares:
+        share = next(shares)
+        for _ in range(2):
+            losses(share).sum().backward()
+    module.zero_grad(set_to_none=True)
+
+
+def _shares(
+    task: Task, training: Training, member: Member, *, images_seen: int, device: torch.device
+) -> Generator[Any]:
+    """This rank's shares of the global batches from `images_seen` on, made ahead in a thread."""
+    stream = TrainingStream(
+        task.length,
+        seed=training.seed,
+        batch=training.batch,
+        rank=member.rank,
+        world=member.world,
+        images_seen=images_seen,
+    )
+    made = prefetched(stream, lambda place: task.share(*place), ahead=AHEAD)
+    with contextlib.closing(made):
+        for share in made:
+            yield share.to(device)
