@@ -8,16 +8,19 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from cluster.mapping import InlineExecutor
+from cluster.resources import Capacity, Resources
 from cluster.storage import LocalStorage, Storage
 from pipelines import pipeline
 from pipelines.dataset import Dataset
-from pipelines.stage import Resources
 from tests.pipelines.toys import Judge, Learn, Numbers, Times, ToyRecipe, World
 
 ALL = ["numbers", "twice", "learn", "scaled", "verdict", "side"]
@@ -242,6 +245,54 @@ def test_events_tell_the_whole_run(world: World):
     journal = world.store.folder("runs").folder("toy")
     kinds = [json.loads(line)["kind"] for line in journal.read("events.jsonl").splitlines()]
     assert kinds.count("stage_end") == 6
+
+
+class Threads(InlineExecutor):
+    """Two CPUs of this process, for several stages at a time."""
+
+    parallel = True
+
+    def capacity(self) -> Capacity:
+        return Capacity(cpus=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meet(Judge):
+    """Ends only if the other one runs at the same time."""
+
+    barrier: ClassVar[threading.Barrier]
+    fails: bool = False
+
+    def run(self, session: Any) -> dict[str, Any]:
+        self.barrier.wait()
+        if self.fails:
+            raise ValueError("no")
+        return super().run(session)
+
+
+def meeting(world: World, cpus: float, *, fails: bool = False) -> ToyRecipe:
+    resources = Resources(cpus=cpus)
+    Meet.barrier = threading.Barrier(2, timeout=3.0)
+    stages: dict[str, Any] = {"numbers": world.line().stages["numbers"]}
+    for name in ("one", "two"):
+        bad = fails and name == "one"
+        stages[name] = Meet(numbers="numbers", question=name, resources=resources, fails=bad)
+    return ToyRecipe(stages)
+
+
+def test_stages_run_side_by_side_when_their_requests_fit(world: World):
+    assert set(world.run(meeting(world, 1.0), executor=Threads())) == {"numbers", "one", "two"}
+
+
+def test_a_stage_waits_for_its_whole_request(world: World):
+    with pytest.raises(pipeline.StageError, match="BrokenBarrierError"):
+        world.run(meeting(world, 2.0), executor=Threads())
+
+
+def test_what_runs_beside_a_failure_is_finished(world: World):
+    with pytest.raises(pipeline.StageError, match="one: no"):
+        world.run(meeting(world, 1.0, fails=True), executor=Threads())
+    assert pipeline.plan(meeting(world, 1.0), world.store)["two"].state == "done"
 
 
 def test_the_plan_says_why(world: World):

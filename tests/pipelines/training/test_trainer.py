@@ -121,7 +121,7 @@ def aftermath(folder: str) -> None:
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remains")
-    code = f"from tests.pipelines.test_trainer import aftermath; aftermath({str(folder)!r})"
+    code = f"from tests.pipelines.training.test_trainer import aftermath; aftermath({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
