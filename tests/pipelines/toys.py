@@ -15,23 +15,6 @@ from cluster.storage import Storage
 from pipelines import pipeline
 from pipelines.stage import Input, Row, Sample, Session, ShardPlan, ShardStage, Stage, execution
 
-if not Path(pipeline.__file__).with_name("models.py").exists():
-    import sys
-    import types
-
-    from pipelines.runner.artifacts import Report
-
-    class SnapshotFolder(Report):
-        @classmethod
-        def open(cls, storage: Storage) -> SnapshotFolder:
-            return cls(storage)
-
-        def digest(self) -> str:
-            return hashlib.sha256(json.dumps(self.manifest["snapshot"]["files"]).encode()).hexdigest()
-
-    sys.modules["pipelines.models"] = types.ModuleType("pipelines.models")
-    sys.modules["pipelines.models"].SnapshotFolder = SnapshotFolder
-
 
 @dataclass(frozen=True)
 class ToyRecipe:
