@@ -20,7 +20,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     "RAY_DEDUP_LOGS": "0",
     # A thread that is still in a call when the session ends would start another Ray by itself.
     "RAY_ENABLE_AUTO_CONNECT": "0",

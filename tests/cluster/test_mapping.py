@@ -16,6 +16,7 @@ from cluster.mapping import Executor, InlineExecutor, RayExecutor, WorkerLost
 from cluster.resources import Capacity, Resources, settle
 from cluster.session import RaySession
 
+pytestmark = pytest.mark.timeout(900)  # on a machine with much else to do
 RESOURCES = Resources(cpus=1, workers=2)
 
 
@@ -123,6 +124,8 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         options = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "_temp_dir": folder}
         session = RaySession(dashboard=False, options=options)
+        # The dashboard's view of trainings costs an actor for each, and nobody looks here.
+        os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
         session.begin()
         yield RayExecutor(session)
         session.close()
