@@ -134,7 +134,7 @@ def test_killed_and_resumed_is_the_unbroken_one(
     session = tiny.session(remains / "killed" / where, inputs, lease=2)
     resumed = tiny.run(tiny.train(optimization=COOLED, checkpoint_every=EVERY), session)
 
-    # The step that dies does not wait for the checkpoint before it, which may or may not have been whole by then.
+    # The step that dies does not wait for the checkpoint before it, which may not have been whole by then.
     furthest = {"step": (32, 48), "tensors": (32,), "record": (64,)}[where]
     assert notes(session) in [[f"Continues from {n} images."] for n in furthest]
     assert weights(resumed) == weights(unbroken)
