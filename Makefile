@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 TORCH ?= $(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*))
-PROMPTS ?= "a red fox" "a birthday cake" "a rocket"
+PROMPTS ?= "a fox" "a birthday cake" "a rocket"
 BIN := .venv/bin
 INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
 

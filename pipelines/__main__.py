@@ -16,7 +16,7 @@ RECIPE_COMMANDS = ("plan", "run")
 DESCRIPTION = """From a pile of images to a trained latent-diffusion model, and on to synthetic training data.
 
   latentmill run quickstart                       the whole line on 1,599 emoji, in ten minutes
-  latentmill generate "a red fox"                 pictures by the model that ships with it
+  latentmill generate "a rocket"                  pictures by the model that ships with it
   latentmill init ~/photos                        look at your images, write photos.yaml
   latentmill run photos.yaml --images.size 64     run it, with a field of its stage `images` changed
 

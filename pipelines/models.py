@@ -2,7 +2,7 @@
 
 from pipelines.models import load
 model = load("emoji3d")
-model.generate(["a red fox"])[0].save("fox.png")
+model.generate(["a rocket"])[0].save("rocket.png")
 """
 
 from __future__ import annotations
@@ -113,8 +113,7 @@ def load(reference: str | Path, *, store: str | Path | None = None, device: str 
 
     Args:
         reference: a snapshot's folder (path or URL), the name of one that ships with the project, or a
-        registered
-            model, `models:/name@alias` or `models:/name/3`.
+            registered model, `models:/name@alias` or `models:/name/3`.
         store: whose registry is asked; `LATENTMILL_STORE` or ./store if None.
         device: of torch; a GPU if None and there is one.
 

@@ -209,7 +209,7 @@ def _next(run: RunView) -> str:
     commands = [("Again: what is done is not repeated", f"latentmill run {run.recipe}")]
     if trained:
         model = trained[-1].folder or f"train/{trained[-1].fingerprint}"
-        commands.append(("Draw with this model", f'latentmill generate "a red fox" --model {model}'))
+        commands.append(("Draw with this model", f'latentmill generate "a rocket" --model {model}'))
     commands += [
         ("Your own images", "latentmill init ~/photos && latentmill run photos.yaml"),
         ("On a cluster", f"RAY_ADDRESS=ray://head:10001 latentmill run {run.recipe}"),
