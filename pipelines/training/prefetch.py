@@ -12,10 +12,16 @@ Source = TypeVar("Source")
 Item = TypeVar("Item")
 
 
-def prefetched(sources: Iterable[Source], make: Callable[[Source], Item], *, ahead: int) -> Generator[Item]:
+def prefetched(
+    sources: Iterable[Source],
+    make: Callable[[Source], Item],
+    *,
+    ahead: int,
+    begin: Callable[[], None] = lambda: None,
+) -> Generator[Item]:
     """`make` of each source in order, up to `ahead` of them before they are asked for.
 
-    What `make` raises is raised here. Closing the generator ends the thread.
+    What `make` raises is raised here. Closing the generator ends the thread, which began with `begin`.
     """
     ready: queue.Queue[Item | BaseException] = queue.Queue(maxsize=ahead)
     stop, end = threading.Event(), StopIteration()
@@ -29,6 +35,7 @@ def prefetched(sources: Iterable[Source], make: Callable[[Source], Item], *, ahe
 
     def run() -> None:
         try:
+            begin()
             for source in sources:
                 if not put(make(source)):
                     return
