@@ -60,5 +60,5 @@ def _copies(scores: Scores) -> list[str]:
     return [
         f"distance to the nearest training image {near['generated']['median']:.3g}, of held-out real images "
         f"{near['held_out']['median']:.3g}: {near['closer']['value']:.1%} of the generated ones lie closer "
-        "than 99 % of the real ones do (about 1 % is to be expected)"
+        "than 99 % of the real ones do (about 1 % is to be expected of a model that copies nothing)"
     ]

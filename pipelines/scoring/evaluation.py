@@ -57,7 +57,10 @@ class Evaluation:
         Raises:
             ValueError: too few images to judge by.
         """
-        training = self._places(self.images, ("train",), "train")
+        known = self._places(
+            self.images, ("train",), "train", most=max(self.stage.references, self.stage.count)
+        )
+        training = known[: self.stage.count]
         real = self._places(self.images, HELD_OUT, "held_out")
         generated = self._places(self.generated, None, "generated") if self.generated is not None else []
         if len(training) < 2 * FEWEST:
@@ -78,10 +81,16 @@ class Evaluation:
             else [],
             "losses": self._loss_jobs(pairs),
         }
+        if generated:
+            jobs |= {
+                "known_thumbnails": self._jobs("thumbnails", "images", known),
+                "real_thumbnails": self._jobs("thumbnails", "images", real),
+                "generated_thumbnails": self._jobs("thumbnails", "generated", generated),
+            }
         measured = self._measure(jobs)
         self._rows(measured)
         if generated:
-            self._neighbours(measured, training, generated)
+            self._neighbours(measured, known, generated)
         if "losses" in measured:
             losses = measured["losses"]
             self.scores["conditioning"] = {
@@ -91,8 +100,10 @@ class Evaluation:
             }
         return self._write()
 
-    def _places(self, dataset: Dataset, splits: Sequence[str] | None, name: str) -> list[Place]:
-        """At most `count` images in an order that depends on seed and keys alone."""
+    def _places(
+        self, dataset: Dataset, splits: Sequence[str] | None, name: str, *, most: int | None = None
+    ) -> list[Place]:
+        """At most `most` images (`count` if None) in an order that depends on seed and keys alone."""
         found: list[tuple[bytes, Place]] = []
         for shard in dataset.shards:
             if splits is not None and shard.split not in splits:
@@ -102,12 +113,18 @@ class Evaluation:
                 if index.reasons[n] is None and index.member(n, "image"):
                     rank = hashlib.sha256(f"{self.stage.seed}/{name}/{key}".encode()).digest()
                     found.append((rank, (shard.name, n)))
-        return [place for _, place in sorted(found)[: self.stage.count]]
+        return [place for _, place in sorted(found)[: most or self.stage.count]]
 
     def _jobs(self, what: Any, dataset: str, places: Sequence[Place]) -> list[Job]:
         size = CHUNK * self.stage.micro_batch
         return [
-            Job(number=n, what=what, dataset=dataset, places=tuple(places[n : n + size]))
+            Job(
+                number=n,
+                what=what,
+                dataset=dataset,
+                places=tuple(places[n : n + size]),
+                decoded=what == "thumbnails" and dataset == "images" and self.model is not None,
+            )
             for n in range(0, len(places), size)
         ]
 
@@ -205,15 +222,15 @@ class Evaluation:
         rows.append(row("halves", "half of the real images", training[:half], training[half:], role=role))
 
     def _neighbours(
-        self, measured: dict[str, np.ndarray], training: Sequence[Place], generated: Sequence[Place]
+        self, measured: dict[str, np.ndarray], known: Sequence[Place], generated: Sequence[Place]
     ) -> None:
-        features = measured["training"]
+        features = measured["known_thumbnails"]
         # without held-out images, one half of the training images is asked how near it is to the other
         half = len(features) // 2
-        real, reference = measured.get("real"), features
+        real, reference = measured.get("real_thumbnails"), features
         if real is None:
             real, reference = features[:half], features[half:]
-        copies = self.judge.copies(measured["generated"], real, reference)
+        copies = self.judge.copies(measured["generated_thumbnails"], real, reference)
         self.scores["neighbours"] = copies.said
         offset = 0 if reference is features else half
         shown = self.stage.shown
@@ -223,7 +240,7 @@ class Evaluation:
             ("neighbours.png", "Generated images above their nearest training images", first),
             ("neighbours_closest.png", "The generated images nearest to a training image", closest),
         ):
-            self._picture(name, title, self._pairs_picture(chosen, copies, training[offset:], generated))
+            self._picture(name, title, self._pairs_picture(chosen, copies, known[offset:], generated))
 
     def _pairs_picture(
         self, chosen: Iterable[int], copies: Copies, training: Sequence[Place], generated: Sequence[Place]

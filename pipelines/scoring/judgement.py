@@ -66,6 +66,8 @@ class Judge:
     def copies(self, generated: np.ndarray, held_out: np.ndarray, training: np.ndarray) -> Copies:
         """How near generated images come to training images, beside held-out real ones.
 
+        All are thumbnails, [n, d] in [0, 1]. Where a model drew the generated images, the real ones must have
+        passed through its autoencoder: what that smooths away would else set a copy apart from its original.
         A model that copies has more than 1 % of its images below the 1 % quantile of the held-out ones.
         """
         import numpy as np
@@ -81,7 +83,7 @@ class Judge:
         low, high = np.quantile(shares, [0.025, 0.975]).tolist()
         closer = {"value": float(np.mean(near < threshold)), "low": low, "high": high}
         said = {
-            "distance": "Euclidean distance of features of unit length",
+            "distance": "RMS difference of pixels, at 32 px, from 0 to 1",
             "threshold": threshold,
             "generated": _spread(near),
             "held_out": _spread(real),
@@ -127,15 +129,11 @@ class Copies:
 
 def _nearest(query: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import torch
-    import torch.nn.functional as F
 
     from diffusion.metrics.neighbours import nearest
 
-    # of unit length: what is shown counts, not how much contrast it has
-    found = nearest(
-        F.normalize(torch.from_numpy(query), dim=1), F.normalize(torch.from_numpy(reference), dim=1)
-    )
-    return found.distance.numpy(), found.index.numpy()
+    found = nearest(torch.from_numpy(query), torch.from_numpy(reference))
+    return found.distance.numpy() / query.shape[1] ** 0.5, found.index.numpy()
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:

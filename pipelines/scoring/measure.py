@@ -18,6 +18,7 @@ from pipelines.scoring.features import Cache, Extractor, FeaturesConfig
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from diffusion.autoencoders.autoencoder import Autoencoder
     from diffusion.conditioning import Conditioning
@@ -31,6 +32,8 @@ Place = tuple[str, int]
 HELD_OUT = ("validation", "test")
 CONDITIONED = ("latents", "text", "images")
 """Inputs whose rows are joined for losses."""
+THUMBNAIL = 32
+"""Side in px at which images are compared to find copies: fine enough to tell them apart."""
 UNTRAINED_STEPS = 4
 """A network that starts at zero velocity leaves noise as it is, in any number of steps."""
 
@@ -40,12 +43,14 @@ class Job:
     """One piece of work for a worker; its answer is (number, fp32 array)."""
 
     number: int
-    what: Literal["images", "reconstructions", "untrained", "losses"]
+    what: Literal["images", "reconstructions", "thumbnails", "untrained", "losses"]
     dataset: str = ""
     """Input that the places are in."""
     places: tuple[Place, ...] = ()
     partners: tuple[Place, ...] = ()
     """For losses: whose conditions each sample is given instead of its own."""
+    decoded: bool = False
+    """For thumbnails: whether the images pass through the model's autoencoder first."""
     indices: tuple[int, ...] = ()
     """For images of an untrained network, and for losses the samples' positions."""
 
@@ -107,17 +112,13 @@ class _Opened:
         return Dataset.open(Storage.at(self.config.datasets[name]))
 
     def images(self, job: Job) -> np.ndarray:
-        from pipelines import pictures
-
         dataset = self.dataset(job.dataset)
 
         def features(places: Sequence[Place], count: int) -> np.ndarray:
             spans = [dataset.index(shard).member(n, "image") for shard, n in places]
 
             def make() -> np.ndarray:
-                return self.extractor(
-                    [pictures.decode(dataset.read_member(s, n, "image")) for s, n in places]
-                )
+                return self.extractor(self._plain(job.dataset, places))
 
             return self.cache.get([span[2] for span in spans if span], make)[:count]
 
@@ -125,6 +126,33 @@ class _Opened:
 
     def reconstructions(self, job: Job) -> np.ndarray:
         """Features of what the autoencoder makes of images: the best that its latents can give."""
+
+        def features(places: Sequence[Place], count: int) -> np.ndarray:
+            return self.extractor(self._reconstructed(job.dataset, places))[:count]
+
+        return self._batched(job.places, features)
+
+    def thumbnails(self, job: Job) -> np.ndarray:
+        """[n, 3 * THUMBNAIL**2] pixels in [0, 1]; real images as the autoencoder gives them back."""
+        import numpy as np
+        from PIL import Image
+
+        def small(places: Sequence[Place], count: int) -> np.ndarray:
+            images = (
+                self._reconstructed(job.dataset, places) if job.decoded else self._plain(job.dataset, places)
+            )
+            resized = [image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for image in images[:count]]
+            return np.stack([np.asarray(image, dtype=np.float32).ravel() / 255 for image in resized])
+
+        return self._batched(job.places, small)
+
+    def _plain(self, dataset: str, places: Sequence[Place]) -> list[Image]:
+        from pipelines import pictures
+
+        opened = self.dataset(dataset)
+        return [pictures.decode(opened.read_member(shard, n, "image")) for shard, n in places]
+
+    def _reconstructed(self, dataset: str, places: Sequence[Place]) -> list[Image]:
         import numpy as np
         import torch
         from PIL import Image
@@ -132,16 +160,12 @@ class _Opened:
         from pipelines.arrays import pixels
         from pipelines.sampling import to_pixels
 
-        dataset, autoencoder = self.dataset(job.dataset), self.autoencoder
-
-        def features(places: Sequence[Place], count: int) -> np.ndarray:
-            images = np.stack([pixels(dataset.read_member(s, n, "image")) for s, n in places])
-            with torch.inference_mode():
-                levels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-                decoded = to_pixels(autoencoder.decode(autoencoder.encode(levels / 127.5 - 1).mean))
-            return self.extractor([Image.fromarray(image) for image in decoded])[:count]
-
-        return self._batched(job.places, features)
+        opened, autoencoder = self.dataset(dataset), self.autoencoder
+        images = np.stack([pixels(opened.read_member(shard, n, "image")) for shard, n in places])
+        with torch.inference_mode():
+            levels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+            decoded = to_pixels(autoencoder.decode(autoencoder.encode(levels / 127.5 - 1).mean))
+        return [Image.fromarray(image) for image in decoded]
 
     def untrained(self, job: Job) -> np.ndarray:
         """Features of what the same network draws before it has learned anything."""

@@ -13,7 +13,7 @@ from pipelines.stage import Input, Kind, Session, Stage
 class Evaluate(Stage):
     """Scores with intervals and with their floor, real images against real ones, and nearest neighbours."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     output: ClassVar[Kind] = "report"
     accelerated: ClassVar[bool] = True
 
@@ -29,6 +29,8 @@ class Evaluate(Stage):
     """What the images are compared by."""
     count: int = 2000
     """Images, at most, of each set."""
+    references: int = 10_000
+    """Training images, at most, among which a generated image's nearest is looked for."""
     untrained: int = 96
     """Images of the same network before training, as a reference; none if 0."""
     losses: int = 256

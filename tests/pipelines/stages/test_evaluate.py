@@ -146,7 +146,7 @@ def test_like_images_are_at_the_floor_and_others_are_not(tmp_path: Path):
     values = next(e["values"] for e in session.events if e["kind"] == "metrics")
     assert values["kid_generated"] == row(good, "generated")["kid"]["value"]
     progress = [e for e in session.events if e["kind"] == "progress"]
-    assert progress[-1]["done"] == progress[-1]["total"] == 240
+    assert progress[-1]["done"] == progress[-1]["total"] == 2 * 240  # features, and thumbnails
 
 
 def test_copies_are_found(tmp_path: Path):
@@ -290,3 +290,30 @@ def test_paired_intervals_cover_the_truth():
     said = Judge(bootstrap=500).paired(hard, hard + 0.02 + 0.05 * draws.normal(size=200))
     assert said["low"] < 0.02 < said["high"]
     assert said["low"] > 0
+
+
+class Grey(IdentityAutoencoder):
+    """An autoencoder that loses all colour: what it gives back lies far from what it was given."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+
+
+def test_copies_behind_a_poor_autoencoder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train, held_out = colours(120, seed=0), colours(100, seed=1)
+    real = images(tmp_path / "real", train=train, validation=held_out)
+    grey = np.repeat(train[:40].mean(1, keepdims=True), 3, axis=1)
+    copies = images(tmp_path / "copies", train=grey)
+    snapshot = SimpleNamespace(
+        record={"task": "autoencoder"}, storage=SimpleNamespace(url="toy"), autoencoder=Grey
+    )
+    monkeypatch.setattr("pipelines.models.SnapshotFolder.open", lambda storage: snapshot)
+    stage = {"untrained": 0, "losses": 0, "count": 30}  # the originals are mostly not among those
+    scores, _ = evaluate(tmp_path, stage=stage, images=real, generated=copies, model=snapshot)
+    near = scores["neighbours"]
+    assert near["generated"]["n"] == 30
+    assert near["generated"]["q95"] < 0.01
+    nearest_as_they_are = Judge(bootstrap=50).copies(
+        *(np.tile(colour.astype(np.float32), (1, 4)) for colour in (grey, held_out, train))
+    )
+    assert nearest_as_they_are.said["generated"]["median"] > 5 * near["generated"]["median"]
