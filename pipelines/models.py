@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from pipelines.sampling import LatentModel
 
 SHIPPED = Path(__file__).parent / "snapshots"
-REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 MEANING = (
     "task",
     "resolution",
@@ -157,33 +155,10 @@ def registered(reference: str, *, store: str | Path | None = None) -> str:
     Raises:
         ValueError: the registry has no such model, alias or version, or cannot be reached.
     """
-    match = REGISTERED.fullmatch(reference)
-    if not match:
-        raise ValueError(
-            f"{reference} is not a registered model: write models:/name@alias or models:/name/3."
-        )
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    from pipelines.registry import Registry
 
-    from pipelines.tracking import Destination
-
-    place = Storage.at(store or os.environ.get("LATENTMILL_STORE", "store"))
-    uri = Destination.of(place, match["name"]).uri
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    try:
-        if match["alias"]:
-            version = client.get_model_version_by_alias(match["name"], match["alias"])
-        else:
-            version = client.get_model_version(match["name"], match["version"])
-    except MlflowException as error:
-        raise ValueError(
-            f"The registry at {uri} has no {reference} ({str(error).splitlines()[0]})."
-        ) from error
-    # A server refuses another machine's path as a source, so the record's own tag comes first.
-    place = version.tags.get("latentmill.url") or version.source
-    if not place:
-        raise ValueError(f"{reference} says no place where its snapshot lies.")
-    return place
+    registry = Registry.of(Storage.at(store or os.environ.get("LATENTMILL_STORE", "store")))
+    return registry.place(registry.resolve(reference)).url
 
 
 class Generator:
