@@ -67,22 +67,21 @@ def assign(
         place = next((s for n in members if (s := stated[n])), None) or _draw(keys[members[0]], split, seed)
         for n in members:
             splits[n] = stated[n] or place
-    leaks = [
-        n
-        for members in groups.values()
-        if any(splits[n] == "train" for n in members)
-        for n in members
-        if splits[n] != "train"
-    ]
-    trained = {digest for digest, place in zip(digests, splits, strict=True) if digest and place == "train"}
     many = [len(members) for members in groups.values() if len(members) > 1]
-    return Assignment(
-        splits=splits,
-        clusters=len(many),
-        clustered=sum(many),
-        leaks=len(leaks),
-        exact_leaks=sum(digests[n] in trained for n in leaks),
-    )
+    near, exact = leaks(digests, splits, clusters)
+    return Assignment(splits=splits, clusters=len(many), clustered=sum(many), leaks=near, exact_leaks=exact)
+
+
+def leaks(digests: Sequence[str], splits: Sequence[str], clusters: Sequence[int]) -> tuple[int, int]:
+    """Held-out images with a near-duplicate in train, and those of them whose very bytes are there."""
+    trained = {cluster for cluster, split in zip(clusters, splits, strict=True) if split == "train"}
+    files = {digest for digest, split in zip(digests, splits, strict=True) if digest and split == "train"}
+    held_out = [
+        digest
+        for digest, split, cluster in zip(digests, splits, clusters, strict=True)
+        if split != "train" and cluster in trained
+    ]
+    return len(held_out), sum(digest in files for digest in held_out)
 
 
 def shard_names(keys: Sequence[str], splits: Sequence[str], samples_per_shard: int) -> list[str]:

@@ -15,6 +15,8 @@ STAGES: dict[str, str] = {
     "generate": "pipelines.stages.generate:Generate",
     "augment": "pipelines.stages.augment:Augment",
     "evaluate": "pipelines.stages.evaluate:Evaluate",
+    "promote": "pipelines.stages.promote:Promote",
+    "judge": "pipelines.stages.judge:Judge",
 }
 """Stage name -> "module:Class"; a module is imported when its stage is named."""
 

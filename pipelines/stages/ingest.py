@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -14,7 +15,8 @@ from typing import Any
 from pipelines.shards import canonical
 from pipelines.sources import Entry, Listing, Source
 from pipelines.sources.fit import Format, Resize
-from pipelines.sources.split import Assignment, Split, assign, shard_names
+from pipelines.sources.long_tail import LongTail, thinned
+from pipelines.sources.split import Assignment, Split, assign, leaks, shard_names
 from pipelines.stage import Inputs, Row, Sample, ShardPlan, ShardStage
 
 _LOOKS = 256
@@ -28,7 +30,8 @@ class Ingest(ShardStage):
     """Images from a folder, a zip archive or IDX files, with what is known of them, as a dataset.
 
     Members: the image (jpg, png or webp), `json` with the text, label and whatever else the source says, and
-    `cls`, the label's id, where there is a label. Every input becomes a sample or a reject with its reason.
+    `cls`, the label's id, where there is a label. Every input becomes a sample or a reject with its reason;
+    what a long tail leaves out is counted, by class, in the manifest's `left_out`.
     """
 
     source: Source
@@ -45,6 +48,8 @@ class Ingest(ShardStage):
     """Shares of validation and test."""
     seed: int = 0
     """Which images are held out."""
+    long_tail: LongTail | None = None
+    """Keeps few of the training images, fewer from class to class; all if None."""
     samples_per_shard: int = 1000
     """At most about so many; a split has a power of two of shards."""
     max_bytes: int = 64_000_000
@@ -61,12 +66,17 @@ class Ingest(ShardStage):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
+    def meaning(self) -> dict[str, Any]:
+        # A field that came later: where it is not set, stores hold outputs that were named without it.
+        meaning = super().meaning()
+        return {k: v for k, v in meaning.items() if k != "long_tail" or v is not None}
+
     def external(self) -> dict[str, str]:
         return {"source": self.source.digest()}
 
     def work(self) -> dict[str, Any]:
         # Which images there are, and how they are split and sharded, changes none of them.
-        arranging = {"split", "seed", "samples_per_shard"}
+        arranging = {"split", "seed", "samples_per_shard", "long_tail"}
         return {"meaning": {k: v for k, v in self.meaning().items() if k not in arranging}}
 
     def bytes_needed(self, inputs: Inputs) -> int:
@@ -78,7 +88,11 @@ class Ingest(ShardStage):
 
     def summary(self) -> str:
         way = {"crop": "cropped to", "fit": "fitted into", "pad": "padded to", "none": "as they are, not"}
-        return f"images of {self.source.path.name}, {way[self.resize]} {self.size} px"
+        said = f"images of {self.source.path.name}, {way[self.resize]} {self.size} px"
+        if self.long_tail:
+            last = max(1, round(self.long_tail.head / self.long_tail.ratio))
+            said += f", a long tail of {self.long_tail.head:,} to {last:,} a class"
+        return said
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
         survey = _survey(self, self.source.digest())
@@ -123,8 +137,10 @@ class Ingest(ShardStage):
             if (label := entry.facts.get("label")) is not None:
                 labels[str(label)] = labels.get(str(label), 0) + 1
         found = survey.assignment
+        left_out = {"left_out": {"long_tail": survey.left_out}} if self.long_tail else {}
         return {
-            "classes": survey.listing.classes,
+            **left_out,
+            "classes": list(survey.ids),
             "statistics": {
                 "resolution": None if self.resize == "none" else self.size,
                 "labels": dict(sorted(labels.items())),
@@ -142,8 +158,12 @@ class _Survey:
     """What planning finds out; lists are parallel to the listing's entries."""
 
     listing: Listing
+    """Without what a long tail leaves out."""
+    left_out: dict[str, int]
+    """Images of each class that a long tail leaves out."""
     keys: list[str]
     ids: Mapping[str, int]
+    """Class name -> id, of the whole source."""
     rejects: list[str | None]
     assignment: Assignment
     shards: list[str]
@@ -172,13 +192,51 @@ def _survey(stage: Ingest, digest: str) -> _Survey:
     groups = clusters(digests, looks, -1 if distance is None else distance)
     stated = [entry.split for entry in listing.entries]
     assignment = assign(names, digests, stated, groups, split=stage.split, seed=stage.seed)
-    return _Survey(
+    whole = _Survey(
         listing=listing,
+        left_out={},
         keys=names,
         ids={name: n for n, name in enumerate(listing.classes)},
         rejects=rejects,
         assignment=assignment,
-        shards=shard_names(names, assignment.splits, stage.samples_per_shard),
+        shards=[],
+    )
+    survey = _thinned(whole, stage.long_tail, digests, groups) if stage.long_tail else whole
+    shards = shard_names(survey.keys, survey.assignment.splits, stage.samples_per_shard)
+    return dataclasses.replace(survey, shards=shards)
+
+
+def _thinned(whole: _Survey, tail: LongTail, digests: Sequence[str], groups: Sequence[int]) -> _Survey:
+    entries, ids = whole.listing.entries, whole.ids
+    if not ids:
+        raise ValueError("long_tail falls from class to class, and the source gives no labels: leave it out.")
+    names = [str(e.facts["label"]) if e.facts.get("label") is not None else None for e in entries]
+    splits = thinned(
+        tail,
+        whole.keys,
+        [None if name is None else ids[name] for name in names],
+        whole.assignment.splits,
+        groups,
+        usable=[reject is None for reject in whole.rejects],
+        classes=len(ids),
+    )
+    kept = [n for n, split in enumerate(splits) if split]
+    left_out = dict.fromkeys(ids, 0)
+    for name, split in zip(names, splits, strict=True):
+        if name is not None and not split:
+            left_out[name] += 1
+
+    def of(values: Sequence[Any]) -> list[Any]:
+        return [values[n] for n in kept]
+
+    near, exact = leaks(of(digests), of(splits), of(groups))
+    return dataclasses.replace(
+        whole,
+        listing=dataclasses.replace(whole.listing, entries=of(entries)),
+        left_out=left_out,
+        keys=of(whole.keys),
+        rejects=of(whole.rejects),
+        assignment=dataclasses.replace(whole.assignment, splits=of(splits), leaks=near, exact_leaks=exact),
     )
 
 

@@ -1,0 +1,1 @@
+"""Whether generated images help a classifier that is judged on real ones."""
