@@ -1,5 +1,5 @@
 # make quickstart           three pictures at once, then the whole line on 1,599 emoji
-# make test                 what CI runs; test-slow, test-chaos and test-gpu hold the rest
+# make test                 what CI runs; test-slow, test-chaos, test-gpu and cluster-test hold the rest
 # make lint                 ruff, types, and the direction of imports
 # make bench [only=WORD]    what is measured, into tests/benchmarks/results.jsonl
 #
@@ -11,7 +11,7 @@ PROMPTS ?= "a fox" "a birthday cake" "a rocket"
 BIN := .venv/bin
 INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
 
-.PHONY: help quickstart setup test test-slow test-chaos test-gpu lint bench
+.PHONY: help quickstart setup test test-slow test-chaos test-gpu cluster-test lint bench
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -23,7 +23,7 @@ quickstart: $(INSTALLED)
 setup: $(INSTALLED)
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not chaos and not gpu"
+	$(BIN)/pytest -m "not slow and not chaos and not gpu and not cluster"
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
@@ -33,6 +33,9 @@ test-chaos: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} $(BIN)/pytest -m gpu
+
+cluster-test: $(INSTALLED)
+	$(BIN)/pytest -m cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
