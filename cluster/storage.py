@@ -7,18 +7,15 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; never listed, removed with its folder."""
 
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 _PART = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 
 
@@ -40,7 +37,9 @@ class Storage(ABC):
             if parts.netloc not in ("", "localhost"):
                 raise ValueError(f"{text}: a file URL has three slashes, file:///path.")
             return LocalStorage(Path(unquote(parts.path)))
-        if scheme not in _PACKAGES:
+        from cluster.objects import PACKAGES, ObjectStorage
+
+        if scheme not in PACKAGES:
             raise ValueError(f"{scheme}:// is not a store; give a path or a file, s3, gs or az URL.")
         if "@" in parts.netloc and scheme != "az":
             raise ValueError(f"A {scheme}:// URL must not hold credentials; put them into the environment.")
@@ -136,7 +135,7 @@ class LocalStorage(Storage):
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         with self._path(name).open("rb") as file:
             file.seek(offset)
-            return _whole(file.read(size), name, size)
+            return whole(file.read(size), name, size)
 
     def exists(self, name: str) -> bool:
         return self._path(name).is_file()
@@ -224,111 +223,6 @@ class LocalStorage(Storage):
         return temporary
 
 
-class ObjectStorage(Storage):
-    """A prefix of a bucket, through fsspec. Equal semantics: an object appears whole, and once."""
-
-    def __init__(self, url: str, filesystem: Any = None) -> None:
-        self.url = url
-        self._filesystem = filesystem
-        scheme, _, rest = url.partition("://")
-        self._scheme, self._root = scheme, rest
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "filesystem": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A connection does not travel; the worker opens its own.
-        self.__init__(**state)
-
-    @property
-    def filesystem(self) -> Any:
-        if self._filesystem is None:
-            import fsspec
-
-            # Listings are never trusted from a cache: another driver writes into the same store.
-            try:
-                self._filesystem = fsspec.filesystem(
-                    self._scheme, use_listings_cache=False, skip_instance_cache=True
-                )
-            except ImportError as error:
-                package = _PACKAGES[self._scheme]
-                raise ValueError(f"{self._scheme}:// needs {package}: pip install {package}") from error
-        return self._filesystem
-
-    def folder(self, name: str) -> ObjectStorage:
-        return ObjectStorage(f"{self.url}/{check_name(name)}", self._filesystem)
-
-    def read(self, name: str) -> bytes:
-        return cast(bytes, self.filesystem.cat_file(self._path(name)))
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        data = cast(bytes, self.filesystem.cat_file(self._path(name), start=offset, end=offset + size))
-        return _whole(data, name, size)
-
-    def exists(self, name: str) -> bool:
-        return bool(self.filesystem.isfile(self._path(name)))
-
-    def size(self, name: str) -> int:
-        return int(self.filesystem.info(self._path(name))["size"])
-
-    def list(self, prefix: str = "") -> list[str]:
-        top, _, _ = prefix.rpartition("/")
-        try:
-            found = self.filesystem.find(f"{self._root}/{top}".rstrip("/"))
-        except FileNotFoundError:
-            return []
-        names = (path.lstrip("/").removeprefix(self._root.lstrip("/") + "/") for path in found)
-        return sorted(name for name in names if name.startswith(prefix))
-
-    def folders(self) -> list[str]:
-        return sorted({name.partition("/")[0] for name in self.list() if "/" in name})
-
-    def put_if_absent(self, name: str, source: bytes | Path) -> bool:
-        path = self._path(name)
-        if self.filesystem.exists(path):
-            return False
-        try:
-            if isinstance(source, bytes):
-                self.filesystem.pipe_file(path, source, mode="create")
-            else:
-                self.filesystem.put_file(str(source), path, mode="create")
-        except (FileExistsError, OSError) as error:
-            if isinstance(error, FileExistsError) or "recondition" in str(error):
-                return False
-            raise
-        return True
-
-    def replace(self, name: str, data: bytes) -> None:
-        self.filesystem.pipe_file(self._path(name), data)
-
-    def delete(self, name: str) -> None:
-        path = self._path(name)
-        if self.filesystem.exists(path):
-            self.filesystem.rm_file(path)
-
-    def delete_folder(self) -> None:
-        for name in self.list():
-            self.filesystem.rm_file(self._path(name))
-
-    def local(self, name: str) -> Path:
-        path = self._path(name)
-        version = hashlib.sha256(repr((self.url, name, self.filesystem.ukey(path))).encode()).hexdigest()
-        copy = cache_folder() / "objects" / version[:2] / version / name.rpartition("/")[2]
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=copy.parent, suffix=PARTIAL)
-            os.close(handle)
-            self.filesystem.get_file(path, temporary)
-            os.replace(temporary, copy)
-        return copy
-
-    def free(self) -> None:
-        return None
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{check_name(name)}"
-
-
 def cache_folder() -> Path:
     """This machine's folder for what can be had again: `LATENTMILL_CACHE`, else `~/.cache/latentmill`."""
     return Path(os.environ.get("LATENTMILL_CACHE") or Path.home() / ".cache" / "latentmill")
@@ -339,7 +233,8 @@ def digest_of(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(data: bytes, name: str, size: int) -> bytes:
+def whole(data: bytes, name: str, size: int) -> bytes:
+    """The data itself; `EOFError` if it is not of that size."""
     if len(data) != size:
         raise EOFError(f"{name} ends {size - len(data)} bytes early.")
     return data

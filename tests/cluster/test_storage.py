@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import LocalStorage, ObjectStorage, Storage
+from cluster.objects import ObjectStorage
+from cluster.storage import LocalStorage, Storage
 
 
 @pytest.fixture(params=["local", "object"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import ObjectStorage, Storage
+from cluster.objects import ObjectStorage
+from cluster.storage import Storage
 from pipelines.dataset import Dataset, describe, join, read_manifest, write_manifest
 from pipelines.shards import ShardError, canonical, write_shard
 from pipelines.stage import Row, Sample
