@@ -34,6 +34,14 @@ ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 """MLflow's codes for a name, alias or version that there is not."""
 
 
+class RegistryError(ValueError):
+    """MLflow cannot be reached, or refuses."""
+
+    def __init__(self, message: str, error_code: str) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+
+
 @dataclass(frozen=True, kw_only=True)
 class Version:
     """A version of a registered model."""
@@ -138,8 +146,8 @@ class Registry:
             if place.exists(MANIFEST):
                 return place
         raise ValueError(
-            f"{version.reference} has no snapshot any more at {version.url or 'any place'}: bring it back, or "
-            f"`latentmill models {version.name} --promote` another version."
+            f"{version.reference} has no snapshot any more at {version.url or 'any place'}: bring it back, "
+            f"or `latentmill models {version.name} --promote` another version."
         )
 
     def names(self) -> list[str]:
@@ -167,7 +175,7 @@ class Registry:
     def version(self, name: str, number: int) -> Version | None:
         if self.empty:
             return None
-        with self._asked(f"does not tell of version {number} of {name}", absent=None):
+        with self._asked(f"does not tell of version {number} of {name}", lenient=True):
             return _version(self.client.get_model_version(name, str(number)), self._aliases(name))
         return None
 
@@ -227,7 +235,6 @@ class Registry:
             assert known is not None
             if known.number != int(made.version):  # another was first by a moment: its version stands
                 self.client.delete_model_version(name, made.version)
-        if CANDIDATE not in known.aliases:
             self.point(known, CANDIDATE)
         return known
 
@@ -241,7 +248,7 @@ class Registry:
             for key, value in tags.items():
                 self.client.set_model_version_tag(version.name, str(version.number), TAG + key, value[:5000])
 
-    def promote(self, version: Version, *, before: Version | None, by: str, why: str) -> None:
+    def promote(self, version: Version, *, by: str, why: str) -> None:
         """Makes a version the champion. What it says of itself is written first and the alias moved last.
 
         A second time, after a crash or for whom is champion already, nothing changes.
@@ -251,7 +258,7 @@ class Registry:
             return
         self.note(
             version,
-            champion_before=str(before.number) if before else "",
+            champion_before=str(champion.number) if champion else "",
             promoted_by=by,
             promoted_why=why,
             promoted_at=_now(),
@@ -266,17 +273,21 @@ class Registry:
         """
         champion = self.at(name, CHAMPION)
         if champion is None:
-            raise ValueError(f"{name} has no champion: `latentmill models {name} --promote VERSION` makes one.")
+            raise ValueError(
+                f"{name} has no champion: `latentmill models {name} --promote VERSION` makes one."
+            )
         before = None if champion.before is None else self.version(name, champion.before)
         if before is None:
-            raise ValueError(f"Version {champion.number} is the first champion of {name}: there is none before.")
+            raise ValueError(
+                f"Version {champion.number} is the first champion of {name}: there is none before."
+            )
         self.place(before)
         self.note(champion, rolled_back_by=by, rolled_back_why=why, rolled_back_at=_now())
         self.point(before, CHAMPION)
         return champion, before
 
     def picture(self, version: Version) -> bytes | None:
-        """Sample pictures by the version: those that the gate drew, else the last that its training showed."""
+        """Pictures by the version: those that the gate drew, else the last that its training showed."""
         drawn = version.tags.get("picture")
         if drawn:
             folder, _, file = drawn.rpartition("/")
@@ -284,7 +295,7 @@ class Registry:
                 return Storage.at(folder).read(file)
         if version.run is None:
             return None
-        with self._asked("shows no pictures", absent=None):
+        with self._asked("shows no pictures", lenient=True):
             steps = {}
             for file in self.client.list_artifacts(version.run, "images"):
                 match = re.fullmatch(r"images/samples\+step\+(\d+)\+.*\.png", file.path)
@@ -304,7 +315,7 @@ class Registry:
                 raise
 
     def _aliases(self, name: str) -> dict[str, int]:
-        with self._asked(f"does not tell of {name}", absent=None):
+        with self._asked(f"does not tell of {name}", lenient=True):
             return {a: int(v) for a, v in self.client.get_registered_model(name).aliases.items()}
         return {}
 
@@ -323,17 +334,18 @@ class Registry:
         return run
 
     @contextlib.contextmanager
-    def _asked(self, what: str, absent: None | type[BaseException] = ValueError) -> Iterator[None]:
-        """MLflow's faults in one line; with `absent=None`, what there is not is no fault."""
+    def _asked(self, what: str, *, lenient: bool = False) -> Iterator[None]:
+        """MLflow's faults in one line; `lenient`: what there is not is no fault."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            if error.error_code in ABSENT and absent is None:
+            if lenient and error.error_code in ABSENT:
                 return
             reason = str(error).splitlines()[0] if str(error) else error.error_code
-            raise ValueError(f"MLflow at {self.uri} {what} ({reason[:300]}).") from error
+            message = f"MLflow at {self.uri} {what} ({reason[:300]})."
+            raise RegistryError(message, str(error.error_code)) from error
 
 
 def described(manifest: Mapping[str, Any], *, url: str) -> dict[str, str]:

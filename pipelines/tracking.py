@@ -219,18 +219,8 @@ class Tracker:
         del self._stages[stage]
 
     def _model(self, stage: str, identity: str, manifest: Mapping[str, Any], event: Event) -> None:
-        snapshot = manifest.get("snapshot", {})
-        content = json.dumps(snapshot.get("files") or manifest, sort_keys=True)
-        tags = {
-            "url": str(event.get("folder") or ""),
-            "digest": hashlib.sha256(content.encode()).hexdigest(),
-            "fingerprint": manifest.get("fingerprint", ""),
-            "folder": f"{manifest.get('stage', stage)}/{manifest.get('fingerprint', '')}",
-            "task": snapshot.get("task", ""),
-            "images_seen": snapshot.get("images_seen", ""),
-        }
-        name = f"{self._recipe}-{stage}"
-        self._append("model", identity, name=name, tags=tags, manifest=manifest, time=_milliseconds(event))
+        name, url = f"{self._recipe}-{stage}", str(event.get("folder") or "")
+        self._append("model", identity, name=name, url=url, manifest=manifest, time=_milliseconds(event))
 
     def _manifest(self, event: Event) -> dict[str, Any]:
         folder = event.get("folder")

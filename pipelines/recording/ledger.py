@@ -22,6 +22,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from pipelines.registry import CANDIDATE, Registry, RegistryError
+
 ID = "latentmill.id"
 WRITER = "latentmill.writer"
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
@@ -43,7 +45,7 @@ class Ledger:
         """Writes one record. What MLflow refuses for good is dropped with a line on stderr."""
         try:
             getattr(self, f"_write_{record['kind']}")(record, writer)
-        except MlflowException as error:
+        except (MlflowException, RegistryError) as error:
             if error.error_code not in REFUSED:
                 raise
             print(f"refused: {record['kind']}: {error}", file=sys.stderr, flush=True)
@@ -135,28 +137,10 @@ class Ledger:
 
     def _write_model(self, record: Record, writer: str) -> None:
         """A registered version for each snapshot digest; the newest has the alias `candidate`."""
-        run, name = self._run(record), record["name"]
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        same = [
-            version
-            for version in self.client.search_model_versions(f"name='{name}'")
-            if version.tags.get("latentmill.digest") == record["tags"]["digest"]
-        ]
-        if same:
-            version = max(same, key=lambda v: int(v.version))
-        else:
-            self._artifact(run, "snapshot/manifest.json", json.dumps(record["manifest"], indent=1).encode())
-            tags = {f"latentmill.{k}": str(v) for k, v in record["tags"].items()}
-            # the weights stay where they are; but a server takes no path of another machine as a source
-            source, served = record["tags"]["url"], self.uri.startswith("http")
-            if not source or (served and "://" not in source):
-                source = f"runs:/{run}/snapshot"
-            version = self.client.create_model_version(name, source, run_id=run, tags=tags)
-        self.client.set_registered_model_alias(name, "candidate", version.version)
+        run, registry = self._run(record), Registry(self.uri, client=self.client)
+        self._artifact(run, "snapshot/manifest.json", json.dumps(record["manifest"], indent=1).encode())
+        version = registry.register(record["name"], url=record["url"], manifest=record["manifest"], run=run)
+        registry.point(version, CANDIDATE)
 
     def _artifact(self, run: str, path: str, data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -5,12 +5,12 @@ Workers measure (`pipelines.scoring.measure`), this process compares (`pipelines
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines import pictures
+from pipelines.scoring.jobs import FEWEST, cut, measured, opened, places, ranked
 from pipelines.scoring.judgement import Copies, Judge
 from pipelines.scoring.measure import CONDITIONED, HELD_OUT, Job, Measure, Place, held_out
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from pipelines.dataset import Dataset
     from pipelines.stage import Session
     from pipelines.stages.evaluate import Evaluate
-
-CHUNK = 4
-"""Micro-batches of a job: few, so that workers end together."""
-FEWEST = 8
-"""Images that a set needs to be judged."""
 
 
 class Evaluation:
@@ -57,12 +52,13 @@ class Evaluation:
         Raises:
             ValueError: too few images to judge by.
         """
-        known = self._places(
-            self.images, ("train",), "train", most=max(self.stage.references, self.stage.count)
-        )
-        training = known[: self.stage.count]
-        real = self._places(self.images, HELD_OUT, "held_out")
-        generated = self._places(self.generated, None, "generated") if self.generated is not None else []
+        count, seed = self.stage.count, self.stage.seed
+        known = places(self.images, ("train",), "train", seed=seed, most=max(self.stage.references, count))
+        training = known[:count]
+        real = places(self.images, HELD_OUT, "held_out", seed=seed, most=count)
+        generated: list[Place] = []
+        if self.generated is not None:
+            generated = places(self.generated, None, "generated", seed=seed, most=count)
         if len(training) < 2 * FEWEST:
             raise ValueError(f"evaluate needs {2 * FEWEST} training images and there are {len(training)}.")
         if self.generated is not None and len(generated) < FEWEST:
@@ -87,12 +83,12 @@ class Evaluation:
                 "real_thumbnails": self._jobs("thumbnails", "images", real),
                 "generated_thumbnails": self._jobs("thumbnails", "generated", generated),
             }
-        measured = self._measure(jobs)
-        self._rows(measured)
+        found = self._measure(jobs)
+        self._rows(found)
         if generated:
-            self._neighbours(measured, known, generated)
-        if "losses" in measured:
-            losses = measured["losses"]
+            self._neighbours(found, known, generated)
+        if "losses" in found:
+            losses = found["losses"]
             self.scores["conditioning"] = {
                 **self.judge.paired(losses[:, 0], losses[:, 1]),
                 "by": "captions" if self.record.get("text") else "classes",
@@ -100,32 +96,16 @@ class Evaluation:
             }
         return self._write()
 
-    def _places(
-        self, dataset: Dataset, splits: Sequence[str] | None, name: str, *, most: int | None = None
-    ) -> list[Place]:
-        """At most `most` images (`count` if None) in an order that depends on seed and keys alone."""
-        found: list[tuple[bytes, Place]] = []
-        for shard in dataset.shards:
-            if splits is not None and shard.split not in splits:
-                continue
-            index = dataset.index(shard.name)
-            for n, key in enumerate(index.keys):
-                if index.reasons[n] is None and index.member(n, "image"):
-                    rank = hashlib.sha256(f"{self.stage.seed}/{name}/{key}".encode()).digest()
-                    found.append((rank, (shard.name, n)))
-        return [place for _, place in sorted(found)[: most or self.stage.count]]
-
-    def _jobs(self, what: Any, dataset: str, places: Sequence[Place]) -> list[Job]:
-        size = CHUNK * self.stage.micro_batch
+    def _jobs(self, what: Any, dataset: str, chosen: Sequence[Place]) -> list[Job]:
         return [
             Job(
-                number=n,
+                number=0,
                 what=what,
                 dataset=dataset,
-                places=tuple(places[n : n + size]),
+                places=tuple(chosen[run]),
                 decoded=what == "thumbnails" and dataset == "images" and self.model is not None,
             )
-            for n in range(0, len(places), size)
+            for run in cut(len(chosen), self.stage.micro_batch)
         ]
 
     def _pairs(self) -> list[tuple[Place, Place]]:
@@ -141,60 +121,35 @@ class Evaluation:
         if not text and not classes:
             return []
         datasets = {name: inputs[name] for name in CONDITIONED if inputs[name] is not None}
-        places = [place for rows in held_out(datasets) for place in rows.entries]
-        ranked = sorted(
-            places, key=lambda place: hashlib.sha256(f"{self.stage.seed}/{place}".encode()).digest()
-        )
-        chosen = ranked[: self.stage.losses]
+        entries = [place for rows in held_out(datasets) for place in rows.entries]
+        chosen = ranked(entries, seed=self.stage.seed, most=self.stage.losses)
         if len(chosen) < FEWEST:
             return []
         # a shift in random order: everyone has somebody else's, and every caption is used once
         return list(zip(chosen, [*chosen[1:], chosen[0]], strict=True))
 
     def _loss_jobs(self, pairs: Sequence[tuple[Place, Place]]) -> list[Job]:
-        size = CHUNK * self.stage.micro_batch
         return [
             Job(
-                number=n,
+                number=0,
                 what="losses",
-                places=tuple(place for place, _ in pairs[n : n + size]),
-                partners=tuple(partner for _, partner in pairs[n : n + size]),
-                indices=tuple(range(n, min(n + size, len(pairs)))),
+                places=tuple(place for place, _ in pairs[run]),
+                partners=tuple(partner for _, partner in pairs[run]),
+                indices=tuple(range(run.start, run.stop)),
             )
-            for n in range(0, len(pairs), size)
+            for run in cut(len(pairs), self.stage.micro_batch)
         ]
 
     def _measure(self, jobs: dict[str, list[Job]]) -> dict[str, np.ndarray]:
-        """Each kind's answers in the order of its jobs."""
-        import dataclasses
-
-        import numpy as np
-
-        named = [(name, job) for name, of in jobs.items() for job in of]
-        flat = [dataclasses.replace(job, number=n) for n, (_, job) in enumerate(named)]
-        inputs = self.session.inputs
         measure = Measure(
             features=self.stage.features,
-            datasets={
-                name: inputs[name].storage.url
-                for name in ("images", "generated", "latents", "text")
-                if inputs[name] is not None
-            },
+            datasets=opened(self.session.inputs, ("images", "generated", "latents", "text")),
             model=self.model.storage.url if self.model is not None else None,
             micro_batch=self.stage.micro_batch,
             draws=self.stage.draws,
             seed=self.stage.seed,
         )
-        total, done = sum(len(job) for job in flat), 0
-        answers: dict[int, np.ndarray] = {}
-        for number, answer in self.session.map(measure, flat):
-            answers[number] = answer
-            done += len(flat[number])
-            self.session.event({"kind": "progress", "done": done, "total": total, "unit": "images"})
-        measured: dict[str, list[np.ndarray]] = {}
-        for number, (name, _) in enumerate(named):
-            measured.setdefault(name, []).append(answers[number])
-        return {name: np.concatenate(parts) for name, parts in measured.items()}
+        return measured(self.session, measure, jobs)
 
     def _rows(self, measured: dict[str, np.ndarray]) -> None:
         training = measured["training"]

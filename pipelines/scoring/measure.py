@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from diffusion.autoencoders.autoencoder import Autoencoder
     from diffusion.conditioning import Conditioning
+    from diffusion.config import GuidanceConfig, SamplerConfig
     from pipelines.dataset import Dataset
-    from pipelines.models import SnapshotFolder
+    from pipelines.models import Generator, SnapshotFolder
     from pipelines.sampling import LatentModel
     from pipelines.training.tasks.rows import Rows
 
@@ -43,16 +44,18 @@ class Job:
     """One piece of work for a worker; its answer is (number, fp32 array)."""
 
     number: int
-    what: Literal["images", "reconstructions", "thumbnails", "untrained", "losses"]
+    what: Literal["images", "reconstructions", "thumbnails", "untrained", "losses", "drawn", "drawings"]
     dataset: str = ""
     """Input that the places are in."""
     places: tuple[Place, ...] = ()
     partners: tuple[Place, ...] = ()
-    """For losses: whose conditions each sample is given instead of its own."""
+    """For losses: whose conditions each sample is given instead of its own, as a second column."""
     decoded: bool = False
     """For thumbnails: whether the images pass through the model's autoencoder first."""
     indices: tuple[int, ...] = ()
-    """For images of an untrained network, and for losses the samples' positions."""
+    """Of images that a model draws, and for losses the samples' positions: what their noise depends on."""
+    asked: tuple[tuple[str | None, str | None], ...] = ()
+    """Caption and class of each image to draw; what a model does not read is left out."""
 
     def __len__(self) -> int:
         return len(self.places) or len(self.indices)
@@ -71,6 +74,9 @@ class Measure:
     draws: int
     """Times and noises of each sample's loss."""
     seed: int
+    sampler: SamplerConfig | None = None
+    """For images to draw."""
+    guidance: GuidanceConfig | None = None
 
     def __call__(self) -> Callable[[Job], tuple[int, np.ndarray]]:
         opened = _Opened(self)
@@ -96,10 +102,14 @@ class _Opened:
         return SnapshotFolder.open(Storage.at(self.config.model))
 
     @functools.cached_property
-    def model(self) -> LatentModel:
+    def generator(self) -> Generator:
         from pipelines.models import Generator
 
-        return Generator(self.snapshot).model
+        return Generator(self.snapshot)
+
+    @property
+    def model(self) -> LatentModel:
+        return self.generator.model
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -203,8 +213,51 @@ class _Opened:
 
         return self._batched(range(len(images)), features)
 
+    def drawn(self, job: Job) -> np.ndarray:
+        """Features of what the model draws for `asked`; an image depends on seed, index and what is asked."""
+        from PIL import Image
+
+        images = [Image.fromarray(image) for image in self._drawn(job)]
+
+        def features(numbers: Sequence[int], count: int) -> np.ndarray:
+            return self.extractor([images[n] for n in numbers])[:count]
+
+        return self._batched(range(len(images)), features)
+
+    def drawings(self, job: Job) -> np.ndarray:
+        """The same images themselves, uint8 [n, h, w, 3]."""
+        import numpy as np
+
+        return np.stack(self._drawn(job))
+
+    def _drawn(self, job: Job) -> list[np.ndarray]:
+        from diffusion.config import GuidanceConfig, HeunConfig
+        from pipelines import sampling
+        from pipelines.prompts import class_id
+
+        reads, classes = self.model.text_width is not None, self.generator.classes
+        embeddings = (
+            self.generator.embed([text for text, _ in job.asked if text is not None]) if reads else {}
+        )
+        drawings = [
+            sampling.Drawing(
+                index=index,
+                text=embeddings.get(text) if text is not None else None,
+                label=class_id(label, classes) if label in classes else None,
+            )
+            for index, (text, label) in zip(job.indices, job.asked, strict=True)
+        ]
+        return sampling.draw(
+            self.model,
+            drawings,
+            seed=self.config.seed,
+            sampler=self.config.sampler or HeunConfig(),
+            guidance=self.config.guidance or GuidanceConfig(),
+            micro_batch=self.config.micro_batch,
+        )
+
     def losses(self, job: Job) -> np.ndarray:
-        """[n, 2]: mean loss of each sample with its own conditions, and with its partner's."""
+        """Mean loss of each sample with its own conditions, and with its partner's: [n, 2], or [n, 1]."""
         import numpy as np
         import torch
 
@@ -216,14 +269,14 @@ class _Opened:
         held_out = _HeldOut(self)
 
         def losses(chosen: Sequence[int], count: int) -> np.ndarray:
-            places, partners = [job.places[n] for n in chosen], [job.partners[n] for n in chosen]
+            conditions = [[of[n] for n in chosen] for of in (job.places, job.partners) if of]
             positions = np.array([job.indices[n] for n in chosen], dtype=np.int64)
-            moments = torch.from_numpy(np.stack([held_out.moments(place) for place in places])).float()
+            moments = torch.from_numpy(np.stack([held_out.moments(place) for place in conditions[0]])).float()
             mean, std = moments.chunk(2, dim=1)
             noise = randomness.normal(config.seed, positions, mean.shape[1:], "evaluate posterior")
             latents = model.statistics.whiten(Moments(mean=mean, std=std).sample(noise)).to(model.device)
-            given = [held_out.conditioning(of).to(model.device) for of in (places, partners)]
-            total = np.zeros((len(places), 2))
+            given = [held_out.conditioning(of).to(model.device) for of in conditions]
+            total = np.zeros((len(chosen), len(given)))
             for draw in range(config.draws):
                 # the same noise and times for both: what differs is the condition alone
                 noise = randomness.normal(config.seed, positions, mean.shape[1:], f"evaluate noise {draw}")
@@ -291,9 +344,9 @@ class _HeldOut:
         return int(rows.read(n, "images", "cls"))
 
 
-def held_out(datasets: Mapping[str, Dataset]) -> list[Rows]:
-    """Validation and test rows that have moments, and a caption where captions are embedded."""
+def held_out(datasets: Mapping[str, Dataset], splits: Sequence[str] = HELD_OUT) -> list[Rows]:
+    """Rows of each split that have moments, and a caption where captions are embedded."""
     from pipelines.training.tasks.rows import Rows
 
     required = {"latents": "moments.npy"} | ({"text": "text.json"} if "text" in datasets else {})
-    return [Rows(datasets, split=split, required=required, optional=True) for split in HELD_OUT]
+    return [Rows(datasets, split=split, required=required, optional=True) for split in splits]
