@@ -1,4 +1,4 @@
-"""What a network is told about the image to make, apart from the time: caption, class, or nothing."""
+"""What a network is told about the image to make, apart from the time: caption, class, small image, or nothing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,24 @@ class Conditioning:
     """Class ids in [0, classes]; `classes` itself means none."""
     classes: int = 0
     """Number of classes that the model knows."""
+    low: Float[Tensor, "b c h w"] | None = None
+    """For upscalers: latents of the small image, enlarged to the size of what is drawn; see `Upscaling`."""
+    level: Float[Tensor, " b"] | None = None
+    """How much noise was mixed into `low`, 0 to 1; goes with it."""
 
     def __post_init__(self) -> None:
         if (self.text is None) != (self.mask is None):
             raise ValueError("text and mask go together: give both or neither.")
+        if (self.low is None) != (self.level is None):
+            raise ValueError("low and level go together: give both or neither.")
 
     @property
     def empty(self) -> bool:
-        """Whether there is no condition of any kind, so that nothing can be dropped or guided."""
-        return not self._tensors()
+        """Whether there is nothing that can be dropped and guided: no caption and no class."""
+        return self.text is None and self.pooled is None and self.label is None
 
     def __len__(self) -> int:
-        """The batch size; ValueError if `empty`."""
+        """The batch size; ValueError where there is no condition of any kind."""
         for tensor in self._tensors().values():
             return len(tensor)
         raise ValueError("an unconditional batch does not know its size: take it from the latents.")
@@ -65,7 +71,7 @@ class Conditioning:
         return replace(self, **changes)
 
     def null(self) -> Conditioning:
-        """All conditions dropped from all samples."""
+        """Captions and classes dropped from all samples; a small image stays."""
         if self.empty:
             return self
         everywhere = torch.ones(
@@ -88,6 +94,7 @@ class Conditioning:
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {"text": self.text, "mask": self.mask, "pooled": self.pooled, "label": self.label}
+        named |= {"low": self.low, "level": self.level}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusion.denoiser import AnyDenoiser
     from diffusion.guidance import ClassifierFree
     from diffusion.networks.dit import DiT
+    from diffusion.networks.unet import UNet
     from diffusion.noise import LogitNormal, Uniform
     from diffusion.samplers.euler import Euler
     from diffusion.samplers.heun import Heun
@@ -36,8 +37,17 @@ class DiTConfig:
     cross_every: int = 1
     """One block in so many looks at the text tokens."""
 
-    def build(self, *, channels: int, size: int, classes: int = 0, text_width: int | None = None) -> DiT:
-        """For latents of `channels` x `size` x `size`; classes 0, text_width None: without that condition."""
+    def build(
+        self,
+        *,
+        channels: int,
+        size: int,
+        classes: int = 0,
+        text_width: int | None = None,
+        low_channels: int = 0,
+    ) -> DiT:
+        """For latents of `channels` x `size` x `size`; classes 0, text_width None, low_channels 0: without that
+        condition."""
         from diffusion.networks.dit import DiT
 
         return DiT(
@@ -51,6 +61,48 @@ class DiTConfig:
             patch=self.patch,
             mlp_ratio=self.mlp_ratio,
             cross_every=self.cross_every,
+            low_channels=low_channels,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Convolutions at several scales: for latents or pixels of any size, as upscalers take them.
+
+    Of a caption it sees the pooled vector alone.
+    """
+
+    kind: Literal["unet"] = "unet"
+    channels: int = 48
+    """Of the finest level."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each level over `channels`, fine to coarse; each level after the first halves the side."""
+    blocks: int = 1
+    """Residual blocks a level, on the way down and again on the way up."""
+    stem: int = 2
+    """Side of the blocks of latents that are folded into channels before the first convolution."""
+
+    def build(
+        self,
+        *,
+        channels: int,
+        size: int,
+        classes: int = 0,
+        text_width: int | None = None,
+        low_channels: int = 0,
+    ) -> UNet:
+        """For latents of `channels` x any size; classes 0, text_width None, low_channels 0: without that
+        condition."""
+        from diffusion.networks.unet import UNet
+
+        return UNet(
+            channels=channels,
+            classes=classes,
+            text_width=text_width,
+            low_channels=low_channels,
+            widths=tuple(self.channels * m for m in self.multipliers),
+            blocks=self.blocks,
+            stem=self.stem,
         )
 
 
@@ -102,7 +154,7 @@ class IdentityAutoencoderConfig:
         return IdentityAutoencoder(image_channels=image_channels)
 
 
-NetworkConfig = DiTConfig
+NetworkConfig = DiTConfig | UNetConfig
 AutoencoderConfig = KLAutoencoderConfig | IdentityAutoencoderConfig
 
 
@@ -214,6 +266,26 @@ class OptimizationConfig:
     def before_cooldown(self, images_seen: int, *, batch: int, target_images: int) -> bool:
         """Whether a training to `target_images` is, at `images_seen`, what every longer one is there too."""
         return images_seen - batch <= target_images - self.cooldown
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowResolutionConfig:
+    """Makes a training one of an upscaler: the denoiser is told each image `factor` times smaller."""
+
+    factor: int = 2
+    """Side of the large image over that of the small one."""
+    noise: float = 0.5
+    """Highest level of noise mixed into the small image, 0 to below 1: training draws levels evenly up to it."""
+    crop: int | None = None
+    """Side of the piece of a large image that a training step sees, px; the whole image if None."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 2:
+            raise ValueError(f"factor is {self.factor}; an upscaler's is 2 or more.")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"noise is {self.noise}; it must be at least 0 and below 1.")
+        if self.crop is not None and (self.crop < 1 or self.crop % self.factor):
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of the factor, {self.factor}.")
 
 
 TimesConfig = LogitNormalConfig | UniformConfig

@@ -207,11 +207,12 @@ def _references(stages: Mapping[str, AnyStage]) -> dict[yaml12.Place, str]:
     """Inputs that name no stage, or one of another kind."""
     mistakes: dict[yaml12.Place, str] = {}
     for name, stage in stages.items():
-        for field, wanted in stage.inputs().items():
-            reference = getattr(stage, field)
+        for field, reference in stage.named().items():
             if reference is None or external(reference):
                 continue
-            place = ("stages", name, field)
+            wanted = stage.mark_of(field)
+            first, several, number = field.partition(".")
+            place = ("stages", name, first, int(number)) if several else ("stages", name, first)
             if reference not in stages:
                 others = [s for s in stages if s != name and stages[s].output == wanted.kind]
                 mistakes[place] = (
@@ -232,7 +233,7 @@ def external(reference: str) -> bool:
 def _ordered(stages: Mapping[str, AnyStage], name: str) -> dict[str, AnyStage]:
     """Each stage behind those it reads, otherwise in the recipe's order."""
     reads = {
-        s: [r for field in stage.inputs() if (r := getattr(stage, field)) is not None and not external(r)]
+        s: [r for r in stage.named().values() if r is not None and not external(r)]
         for s, stage in stages.items()
     }
     ordered: dict[str, AnyStage] = {}

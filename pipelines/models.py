@@ -43,6 +43,8 @@ MEANING = (
     "files",
 )
 """Fields of a snapshot's record that decide what it draws."""
+UPSCALER = ("upscaling", "objective")
+"""More of them, of an upscaler."""
 MICRO_BATCH = 4
 
 
@@ -72,7 +74,9 @@ class SnapshotFolder:
 
     def digest(self, columns: Sequence[str] = ()) -> str:
         """Of the weights and of how they are used; never of paths, times or how they were trained."""
-        return hashlib.sha256(canonical({name: self.record.get(name) for name in MEANING})).hexdigest()
+        deciding = {name: self.record.get(name) for name in MEANING}
+        deciding |= {name: self.record[name] for name in UPSCALER if name in self.record}
+        return hashlib.sha256(canonical(deciding)).hexdigest()
 
     def read(self, name: str) -> bytes:
         """A file of the snapshot. `ValueError` if it is missing or not the one that was written."""
@@ -119,11 +123,56 @@ def load(reference: str | Path, *, store: str | Path | None = None, device: str 
         ValueError: nothing of that name, not a denoiser, or damaged.
     """
     folder = find(reference, store=store)
-    if folder.record.get("task") != "denoiser":
-        raise ValueError(
-            f"{reference} is a snapshot of an autoencoder, which draws nothing; give one of a train stage."
-        )
     return Generator(folder, device=device)
+
+
+def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> LatentModel:
+    """A snapshot's network and autoencoder, ready to draw; on a GPU if `device` is None and there is one.
+
+    `ValueError` for an autoencoder's snapshot.
+    """
+    import torch
+
+    from diffusion.denoiser import Denoiser
+    from diffusion.latents import LatentStatistics
+    from diffusion.upscaling import Upscaling
+    from pipelines.sampling import LatentModel
+
+    record = folder.record
+    if record.get("task") != "denoiser":
+        raise ValueError(
+            f"{folder.storage.url} is a snapshot of an autoencoder, which draws nothing; "
+            "give one of a train stage."
+        )
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    channels, size, _ = record["latent_shape"]
+    told = record.get("upscaling")
+    upscaling = Upscaling.from_json(told) if told else None
+    config = network_config(record["network"])
+    text_width = record["text"]["width"] if record.get("text") else None
+    network = config.build(
+        channels=channels,
+        size=told["size"] if told else size,
+        classes=len(folder.classes),
+        text_width=text_width,
+        low_channels=channels if told else 0,
+    )
+    network.load_state_dict(folder.tensors("denoiser.safetensors"))
+    network = network.to(chosen).eval().requires_grad_(False)
+    # A transformer's positions are those of its training; convolutions take what memory does.
+    tile = {"tile": told["size"] if told else size} if config.kind == "dit" else {}
+    return LatentModel(
+        denoiser=Denoiser(network),
+        autoencoder=folder.autoencoder().to(chosen).requires_grad_(False),
+        statistics=LatentStatistics.from_json(record["statistics"]),
+        shape=tuple(record["latent_shape"]),
+        classes=len(folder.classes),
+        text_width=text_width,
+        device=chosen,
+        upscaling=upscaling,
+        regression=record.get("objective") == "regression",
+        **tile,
+    )
 
 
 def find(reference: str | Path, *, store: str | Path | None = None) -> SnapshotFolder:
@@ -165,36 +214,15 @@ class Generator:
     """Draws images. Loads weights at once and the text encoder with the first prompt."""
 
     def __init__(self, folder: SnapshotFolder, *, device: str | None = None) -> None:
-        import torch
-
-        from diffusion.denoiser import Denoiser
-        from diffusion.latents import LatentStatistics
-        from pipelines.sampling import LatentModel
-
+        """`ValueError` for a snapshot that does not draw from nothing."""
         self.folder = folder
         self.classes = folder.classes
         """Names of the classes that can be asked for."""
-        record = folder.record
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        channels, size, _ = record["latent_shape"]
-        text = record.get("text")
-        network = network_config(record["network"]).build(
-            channels=channels,
-            size=size,
-            classes=len(self.classes),
-            text_width=text["width"] if text else None,
-        )
-        network.load_state_dict(folder.tensors("denoiser.safetensors"))
-        self.network = network.to(self.device).eval().requires_grad_(False)
-        self.model: LatentModel = LatentModel(
-            denoiser=Denoiser(self.network),
-            autoencoder=folder.autoencoder().to(self.device).requires_grad_(False),
-            statistics=LatentStatistics.from_json(record["statistics"]),
-            shape=tuple(record["latent_shape"]),
-            classes=len(self.classes),
-            text_width=text["width"] if text else None,
-            device=self.device,
-        )
+        self.model: LatentModel = latent_model(folder, device=device)
+        if self.model.upscaling is not None:
+            raise ValueError(
+                f"{folder.storage.url} is an upscaler: name it beside a model that draws, or apply it to images."
+            )
 
     @functools.cached_property
     def embedder(self) -> TextEmbedder:

@@ -8,7 +8,7 @@ caption alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,14 @@ from pipelines.embedders.embedding import LENGTHS, TextEmbedding, batches, by_le
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from diffusion.autoencoders.autoencoder import Autoencoder
     from diffusion.conditioning import Conditioning
     from diffusion.config import GuidanceConfig, SamplerConfig
     from diffusion.denoiser import AnyDenoiser
     from diffusion.latents import LatentStatistics
+    from diffusion.upscaling import Upscaling
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +42,12 @@ class LatentModel:
     text_width: int | None
     """Channels of the token states that the network reads; None without."""
     device: torch.device
+    upscaling: Upscaling | None = None
+    """For an upscaler: it enlarges the image that a drawing gives it."""
+    regression: bool = False
+    """Whether it was trained to answer at once, and is not sampled."""
+    tile: int = 512
+    """Side of the largest latents that the network takes at once; larger ones are drawn in tiles."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +58,10 @@ class Drawing:
     """Its noise is f(seed, index)."""
     text: TextEmbedding | None = None
     label: int | None = None
+    small: np.ndarray | None = None
+    """For an upscaler: the image to enlarge, uint8 [h, w, 3]."""
+    level: float = 0.0
+    """For an upscaler: how much noise is mixed into the image, 0 to 1: the more, the less it is trusted."""
 
 
 def draw(
@@ -62,30 +74,80 @@ def draw(
     micro_batch: int,
 ) -> list[np.ndarray]:
     """Each drawing as uint8 [h, w, 3], in the order given."""
+    from diffusion.samplers.regression import Regression
+    from diffusion.tiling import Tiled
+
+    solve = Regression() if model.regression else sampler.build()
+    guided = Tiled(guidance.build(model.denoiser), size=model.tile, overlap=model.tile // 4)
+    images: dict[int, np.ndarray] = {}
+    lengths = [0 if d.text is None else len(d.text.states) for d in drawings]
+    for length, positions in by_length(lengths, max(LENGTHS[-1], *lengths, 1) if lengths else 1).items():
+        for alike in _by_size(drawings, positions):
+            for rows, count in batches(alike, micro_batch):
+                chosen = [drawings[row] for row in rows]
+                drawn = _draw(model, chosen, seed=seed, length=length, solve=solve, denoiser=guided)
+                images |= zip(rows[:count], to_pixels(drawn)[:count], strict=True)
+    return [images[n] for n in range(len(drawings))]
+
+
+def _draw(
+    model: LatentModel,
+    drawings: Sequence[Drawing],
+    *,
+    seed: int,
+    length: int,
+    solve: Callable[[AnyDenoiser, Tensor, Conditioning], Tensor],
+    denoiser: AnyDenoiser,
+) -> Tensor:
+    """Drawings of one size as images in about [-1, 1]."""
     import torch
 
     from diffusion import randomness
 
-    solve, guided = sampler.build(), guidance.build(model.denoiser)
-    images: dict[int, np.ndarray] = {}
-    lengths = [0 if d.text is None else len(d.text.states) for d in drawings]
-    for length, positions in by_length(lengths, max(LENGTHS[-1], *lengths, 1) if lengths else 1).items():
-        for rows, count in batches(positions, micro_batch):
-            chosen = [drawings[row] for row in rows]
-            indices = np.array([d.index for d in chosen], dtype=np.int64)
-            noise = randomness.normal(seed, indices, model.shape, "generate").to(model.device)
-            condition = conditioning(
-                [d.text for d in chosen],
-                [d.label for d in chosen],
-                classes=model.classes,
-                text_width=model.text_width,
-                length=length,
-            ).to(model.device)
-            with torch.no_grad():
-                latents = solve(guided, noise, condition)
-                decoded = model.autoencoder.decode(model.statistics.unwhiten(latents))
-            images |= zip(rows[:count], to_pixels(decoded)[:count], strict=True)
-    return [images[n] for n in range(len(drawings))]
+    indices = np.array([d.index for d in drawings], dtype=np.int64)
+    condition = conditioning(
+        [d.text for d in drawings],
+        [d.label for d in drawings],
+        classes=model.classes,
+        text_width=model.text_width,
+        length=length,
+    ).to(model.device)
+    shape, low = model.shape, None
+    with torch.no_grad():
+        if model.upscaling is not None:
+            low = _low(model, drawings)
+            shape = (low.shape[1], low.shape[2], low.shape[3])
+            level = low.new_tensor([d.level for d in drawings])
+            noise = randomness.normal(seed, indices, shape, "low").to(model.device)
+            condition = model.upscaling.tell(condition, low, noise, level)
+        noise = randomness.normal(seed, indices, shape, "generate").to(model.device)
+        latents = solve(denoiser, noise, condition)
+        if model.upscaling is not None and low is not None:
+            latents = model.upscaling.restore(latents, low)
+        return model.autoencoder.decode(model.statistics.unwhiten(latents))
+
+
+def _low(model: LatentModel, drawings: Sequence[Drawing]) -> Tensor:
+    """The drawings' small images as the upscaler sees them."""
+    import torch
+
+    from diffusion.upscaling import low_latents
+
+    assert model.upscaling is not None
+    images = [d.small for d in drawings if d.small is not None]
+    if len(images) != len(drawings):
+        raise ValueError("An upscaler needs an image to enlarge with each drawing.")
+    small = normalised(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).to(model.device)
+    return low_latents(small, model.upscaling.factor, model.autoencoder, model.statistics)
+
+
+def _by_size(drawings: Sequence[Drawing], positions: Sequence[int]) -> Iterable[list[int]]:
+    """The positions, those with small images of one size together."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for position in positions:
+        small = drawings[position].small
+        found.setdefault(() if small is None else small.shape, []).append(position)
+    return found.values()
 
 
 def conditioning(
@@ -126,7 +188,22 @@ def conditioning(
     )
 
 
-def to_pixels(images: torch.Tensor) -> np.ndarray:
+def enlarged(images: Sequence[np.ndarray], factor: int) -> list[np.ndarray]:
+    """uint8 images of one size, enlarged by bicubic interpolation."""
+    import torch
+
+    from diffusion.upscaling import enlarge
+
+    small = normalised(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+    return list(to_pixels(enlarge(small, factor)))
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
     """[b, 3, h, w] in about [-1, 1] to uint8 [b, h, w, 3]."""
     import torch
 

@@ -17,12 +17,19 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from cluster.resources import Resources
 
+if typing.TYPE_CHECKING:
+    from cluster.storage import Storage
+    from pipelines.runner.artifacts import Source
+
 Kind = Literal["dataset", "snapshot", "report"]
 
 
 @dataclass(frozen=True)
 class Input:
-    """Marks a field as naming another stage's output: `Annotated[str, Input("dataset", ("image",))]`."""
+    """Marks a field as naming another stage's output: `Annotated[str, Input("dataset", ("image",))]`.
+
+    A field of type `tuple[str, ...]` names several; they are opened as a tuple.
+    """
 
     kind: Kind
     columns: tuple[str, ...] = ()
@@ -34,6 +41,12 @@ def execution(default: Any) -> Any:
     if dataclasses.is_dataclass(default):
         return field(default_factory=lambda: default, metadata={"execution": True})
     return field(default=default, metadata={"execution": True})
+
+
+def added(default: Any) -> Any:
+    """A field that the stage did not have at first: at its default it leaves the fingerprint as it was, so that
+    what was finished before it came stays finished."""
+    return field(default=default, metadata={"added": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +96,8 @@ class Artifact(Protocol):
 
 
 Inputs = Mapping[str, Any]
-"""Field name -> opened `Dataset` or `SnapshotFolder`; None for an optional input that is not set."""
+"""Field name -> opened `Dataset`, `SnapshotFolder` or report, a tuple of them where the field names several,
+None for an optional input that is not set."""
 
 Event = dict[str, Any]
 """{"kind": "progress", "done", "total", "unit"}, {"kind": "metrics", "step", "values"}, {"kind": "picture",
@@ -144,6 +158,22 @@ class _Stage(ABC):
             if isinstance(mark, Input)
         }
 
+    @classmethod
+    def mark_of(cls, name: str) -> Input:
+        """The mark of `field`, or of the field behind `field.0`."""
+        return cls.inputs()[name.partition(".")[0]]
+
+    def named(self) -> dict[str, str | None]:
+        """What the recipe names for each input; `field.0`, `field.1`, ... where a field names several."""
+        found: dict[str, str | None] = {}
+        for name in self.inputs():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                found |= {f"{name}.{n}": reference for n, reference in enumerate(value)}
+            else:
+                found[name] = value
+        return found
+
     def columns(self, name: str) -> tuple[str, ...]:
         """Columns of input `name` that this stage reads as configured."""
         return self.inputs()[name].columns
@@ -151,6 +181,11 @@ class _Stage(ABC):
     def meaning(self) -> dict[str, Any]:
         """What decides the output, less the inputs, whose digests stand for them; canonical JSON types."""
         skip = set(self.inputs())
+        skip |= {
+            f.name
+            for f in dataclasses.fields(self)
+            if f.metadata.get("added") and getattr(self, f.name) == f.default
+        }
         return {
             f.name: jsonable(getattr(self, f.name))
             for f in dataclasses.fields(self)
@@ -159,6 +194,10 @@ class _Stage(ABC):
 
     def external(self) -> dict[str, str]:
         """Digests of what it reads beside its inputs (source files, weights), computed when planning."""
+        return {}
+
+    def implied(self, inputs: Inputs, store: Storage) -> Mapping[str, Source | None]:
+        """Inputs that the recipe leaves out and the stage finds itself, when its other inputs are finished."""
         return {}
 
     def bytes_needed(self, inputs: Inputs) -> int:

@@ -15,6 +15,7 @@ from diffusion.networks.layers import (
     TimeEmbedding,
     position_table,
     rotary_angles,
+    with_low,
 )
 
 
@@ -66,6 +67,7 @@ class DiT(nn.Module):
         classes: number of classes; id `classes` means none. 0 for a network without.
         text_width: channels of the text tokens and of the pooled vector; None for a network without.
         cross_every: one block in so many has cross-attention, counted from the first.
+        low_channels: of the small image's latents, which it sees beside its own (`Conditioning.low`); 0 without.
     """
 
     cosine: Tensor
@@ -85,6 +87,7 @@ class DiT(nn.Module):
         patch: int,
         mlp_ratio: float,
         cross_every: int = 1,
+        low_channels: int = 0,
     ) -> None:
         super().__init__()
         if size % patch:
@@ -98,7 +101,7 @@ class DiT(nn.Module):
         self.channels, self.patch, self.classes = channels, patch, classes
         grid = size // patch
 
-        self.embed = nn.Linear(patch * patch * channels, width)
+        self.embed = nn.Linear(patch * patch * (channels + low_channels), width)
         self.time = TimeEmbedding(width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.pooled = nn.Linear(text_width, width, bias=False) if text_width else None
@@ -121,6 +124,8 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+        self.level = TimeEmbedding(width) if low_channels else None
+
         angles = rotary_angles(grid, grid, width // heads)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
@@ -133,7 +138,8 @@ class DiT(nn.Module):
         condition = torch.nn.functional.silu(self.condition(c_noise, conditioning))
         context, mask = self.context(x.shape[0], conditioning)
 
-        y = self.embed(self.patches(x)) + self.positions
+        seen = with_low(x, conditioning) if self.level is not None else x
+        y = self.embed(self.patches(seen)) + self.positions
         for block in self.blocks:
             y = block(y, condition, context, mask, self.cosine, self.sine)
 
@@ -152,6 +158,8 @@ class DiT(nn.Module):
             # Encoders give unit vectors, which would weigh little beside the time. A dropped one stays zero.
             pooled = torch.nn.functional.rms_norm(conditioning.pooled, conditioning.pooled.shape[-1:])
             condition = condition + self.pooled(pooled)
+        if self.level is not None and conditioning.level is not None:
+            condition = condition + self.level(conditioning.level)
         return condition
 
     def context(

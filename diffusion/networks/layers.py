@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.conditioning import Conditioning
+
 
 class Norm(nn.LayerNorm):
     """Layer norm without bias, over the last dimension (Ba et al., 2016).
@@ -121,6 +123,13 @@ class TimeEmbedding(nn.Module):
     def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, "b w"]:
         angles = self.scale * c_noise[:, None] * self.frequencies
         return self.net(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def with_low(x: Float[Tensor, "b c h w"], conditioning: Conditioning) -> Float[Tensor, "b both h w"]:
+    """`x`, then the small image's latents, along channels. `ValueError` where an upscaler is given none."""
+    if conditioning.low is None:
+        raise ValueError("An upscaler needs the small image: give Conditioning.low.")
+    return torch.cat([x, conditioning.low.to(x.dtype)], dim=1)
 
 
 def position_table(rows: int, columns: int, width: int) -> Float[Tensor, "n w"]:

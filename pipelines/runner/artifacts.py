@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ class Source:
     url: str
     reference: str
     """As the recipe says it."""
+    version: int | None = None
+    """Of a registered model: what the reference stood for when the run was planned."""
 
     def open(self) -> Any:
         """A `Dataset`, a `SnapshotFolder` or a `Report`.
@@ -28,6 +31,16 @@ class Source:
             ValueError: nothing finished lies there, or something else.
         """
         return open_artifact(self.kind, Storage.at(self.url))
+
+
+def opened(stage: Any, sources: Mapping[str, Source | None]) -> dict[str, Any]:
+    """A stage's inputs by field: a tuple where the field can name several, None where it names none."""
+    inputs: dict[str, Any] = {name: () for name in stage.inputs() if isinstance(getattr(stage, name), tuple)}
+    for name, source in sources.items():
+        field, several, _ = name.partition(".")
+        artifact = source.open() if source else None
+        inputs[field] = (*inputs[field], artifact) if several else artifact
+    return inputs
 
 
 class Report:
@@ -62,9 +75,12 @@ def locate(reference: str, kind: Kind, *, store: Storage) -> Source:
         ValueError: nothing finished lies there, or the registry does not know it.
     """
     if reference.startswith("models:/"):
-        from pipelines.models import registered
+        from pipelines.registry import Registry
 
-        return Source(kind=kind, url=registered(reference, store=store.url), reference=reference)
+        registry = Registry.of(store)
+        version = registry.resolve(reference)
+        url = registry.place(version).url
+        return Source(kind=kind, url=url, reference=reference, version=version.number)
     storage = Storage.at(reference)
     if not finished(storage):
         raise ValueError(f"There is no finished {kind} at {reference}.")

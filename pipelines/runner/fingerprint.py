@@ -6,6 +6,7 @@ how fast a stage runs, names, paths, times and the order of a recipe's lines are
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Identity:
     version: int
     meaning: Mapping[str, Any]
     inputs: Mapping[str, str | None]
-    """Field -> digest of the columns that are read, or of the snapshot; None for one that is not set."""
+    """Input (`field`, or `field.0`, ... where a field names several) -> digest of the columns that are read, or
+    of the snapshot; None for one that is not set."""
     external: Mapping[str, str]
 
     @classmethod
@@ -58,8 +60,8 @@ def work_of(stage: ShardStage, inputs: Inputs) -> str:
     was; snapshots enter whole.
     """
     marks = stage.inputs()
-    whole = {n: d for n, d in _digests(stage, inputs, kinds=("snapshot", "report")).items() if n in marks}
-    present = sorted(n for n in marks if inputs.get(n) is not None)
+    whole = _digests(stage, inputs, kinds=("snapshot", "report"))
+    present = sorted(n for n in marks if inputs.get(n) not in (None, ()))
     return digest(["work", stage.name(), stage.version, stage.work(), whole, present])
 
 
@@ -77,9 +79,14 @@ def _digests(
     stage: AnyStage, inputs: Inputs, kinds: tuple[str, ...] = ("dataset", "snapshot", "report")
 ) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
+    added = {f.name for f in dataclasses.fields(stage) if f.metadata.get("added")}
     for name, mark in stage.inputs().items():
-        if mark.kind in kinds:
-            artifact = inputs.get(name)
+        if mark.kind in kinds and not (name in added and inputs.get(name) is None):
             columns = stage.columns(name) if mark.kind == "dataset" else ()
-            found[name] = None if artifact is None else artifact.digest(*([columns] if columns else []))
+            given = inputs.get(name)
+            each = {name: given}
+            if isinstance(given, tuple):
+                each = {f"{name}.{n}": one for n, one in enumerate(given)}
+            for place, artifact in each.items():
+                found[place] = None if artifact is None else artifact.digest(*([columns] if columns else []))
     return found

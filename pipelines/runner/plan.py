@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cluster.storage import Storage
-from pipelines.runner.artifacts import Source, finished, locate
+from pipelines.runner.artifacts import Source, finished, locate, opened
 from pipelines.runner.fingerprint import AnyStage, Identity
-from pipelines.stage import Stage
+from pipelines.stage import Kind, Stage
 
 State = Literal["done", "run", "after"]
 
@@ -41,15 +41,15 @@ class PlannedStage:
     """Where its output lies or will lie."""
     checkpoints: Storage | None = None
     sources: Mapping[str, Source | None] = field(default_factory=dict)
-    """Input field -> where it lies."""
+    """Input (`field`, or `field.0`, ... where a field names several) -> where it lies."""
 
     @property
     def fingerprint(self) -> str | None:
         return self.identity.fingerprint if self.identity else None
 
     def open(self) -> dict[str, Any]:
-        """The inputs, by field; None for an optional one that is not set."""
-        return {name: source.open() if source else None for name, source in self.sources.items()}
+        """The inputs as the stage takes them, by field."""
+        return opened(self.stage, self.sources)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -99,6 +99,7 @@ class Planner:
             needed = _needed(recipe, until)
             self.order = [name for name in self.order if name in needed]
         self._known: dict[str, PlannedStage] = {}
+        self._registered: dict[str, Source] = {}
         self._lock = threading.RLock()
 
     def plan(self) -> Plan:
@@ -126,8 +127,8 @@ class Planner:
         stage = self.recipe.stages[name]
         sources: dict[str, Source | None] = {}
         waiting = []
-        for field_name, mark in stage.inputs().items():
-            reference = getattr(stage, field_name)
+        for field_name, reference in stage.named().items():
+            kind = stage.mark_of(field_name).kind
             if reference is None:
                 sources[field_name] = None
             elif reference in self.recipe.stages:
@@ -135,14 +136,17 @@ class Planner:
                 if made.state != "done" or made.folder is None:
                     waiting.append(reference)
                 else:
-                    sources[field_name] = Source(kind=mark.kind, url=made.folder.url, reference=reference)
+                    sources[field_name] = Source(kind=kind, url=made.folder.url, reference=reference)
             else:
-                sources[field_name] = locate(reference, mark.kind, store=self.store)
+                sources[field_name] = self._locate(reference, kind)
         if waiting:
             return PlannedStage(
                 name=name, stage=stage, state="after", reason="after " + " and ".join(waiting)
             )
-        inputs = {n: source.open() if source else None for n, source in sources.items()}
+        inputs = opened(stage, sources)
+        if implied := stage.implied(inputs, self.store):
+            sources |= implied
+            inputs = opened(stage, sources)
         identity = Identity.of(stage, inputs)
         folder = self.store.folder(stage.name()).folder(identity.fingerprint)
         checkpoints = None
@@ -163,6 +167,14 @@ class Planner:
             checkpoints=checkpoints,
             sources=sources,
         )
+
+    def _locate(self, reference: str, kind: Kind) -> Source:
+        """An alias is looked up once: a run goes on with what it began with, wherever the alias moves."""
+        if not reference.startswith("models:/"):
+            return locate(reference, kind, store=self.store)
+        if reference not in self._registered:
+            self._registered[reference] = locate(reference, kind, store=self.store)
+        return self._registered[reference]
 
     def _why(self, name: str, identity: Identity, folder: Storage) -> str:
         committed = sum(n.endswith(".parquet") for n in folder.list())
@@ -242,8 +254,8 @@ def _reads(recipe: Recipe, name: str) -> list[str]:
     """The stages that a stage reads, checked for existence and kind."""
     stage = recipe.stages[name]
     reads = []
-    for field_name, mark in stage.inputs().items():
-        reference = getattr(stage, field_name)
+    for field_name, reference in stage.named().items():
+        mark = stage.mark_of(field_name)
         if reference is None or "/" in reference or ":" in reference:
             continue
         if reference not in recipe.stages:

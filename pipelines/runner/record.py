@@ -31,14 +31,16 @@ def header(
     for name, source in planned.sources.items():
         if source is None:
             continue
-        manifest = getattr(inputs[name], "manifest", {})
+        field, several, number = name.partition(".")
+        artifact = inputs[field][int(number)] if several else inputs[field]
+        manifest = getattr(artifact, "manifest", {})
         described[name] = {
             "reference": source.reference,
             "stage": manifest.get("stage"),
             "fingerprint": manifest.get("fingerprint"),
             "digest": identity.inputs[name],
             "url": source.url,
-        }
+        } | ({"model_version": source.version} if source.version is not None else {})
     return {
         "stage": identity.stage,
         "version": identity.version,

@@ -11,7 +11,7 @@ from cluster.mapping import Executor
 from cluster.resources import settle
 from cluster.storage import Storage
 from pipelines.dataset import Dataset, describe, write_manifest
-from pipelines.runner.artifacts import Source
+from pipelines.runner.artifacts import Source, opened
 from pipelines.runner.fingerprint import work_key, work_of
 from pipelines.runner.plan import PlannedStage
 from pipelines.runner.record import header
@@ -44,9 +44,9 @@ class ShardMaker:
     earlier: Sequence[Storage]
 
     def __call__(self) -> Callable[[ShardPlan], Made]:
-        inputs = {name: source.open() if source else None for name, source in self.sources.items()}
+        inputs = opened(self.stage, self.sources)
         earlier = Earlier(self.stage, self.earlier)
-        opened: list[Callable[[ShardPlan, Sequence[Row]], Any]] = []
+        making: list[Callable[[ShardPlan, Sequence[Row]], Any]] = []
 
         def make(shard: ShardPlan) -> Made:
             start = time.monotonic()
@@ -67,9 +67,9 @@ class ShardMaker:
                     samples[row.key] = found
             copied = sum(sample.reject is None for sample in samples.values())
             if todo:
-                if not opened:
-                    opened.append(self.stage.open(inputs))
-                samples |= {sample.key: sample for sample in opened[0](shard, todo)}
+                if not making:
+                    making.append(self.stage.open(inputs))
+                samples |= {sample.key: sample for sample in making[0](shard, todo)}
             if samples.keys() != {row.key for row in rows}:
                 missing = len({row.key for row in rows} - samples.keys())
                 raise RuntimeError(
@@ -173,6 +173,7 @@ class Tally:
                 "done": done,
                 "total": self.total,
                 "unit": "samples",
+                "shards": len(self.infos),
                 "rejects": self.rejects,
                 "copied": self.copied,
             }

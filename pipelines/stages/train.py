@@ -11,12 +11,13 @@ from diffusion.config import (
     GuidanceConfig,
     HeunConfig,
     LogitNormalConfig,
+    LowResolutionConfig,
     NetworkConfig,
     OptimizationConfig,
     SamplerConfig,
     TimesConfig,
 )
-from pipelines.stage import Input, Inputs, Kind, Session, Stage, execution, jsonable
+from pipelines.stage import Input, Inputs, Kind, Session, Stage, added, execution, jsonable
 from pipelines.stages.train_autoencoder import check_training
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Train(Stage):
     """Trains a denoiser of latents; the snapshot holds its averaged weights and all that drawing takes.
 
     With `text` it follows prompts, with `images` that have classes it follows those; with neither it is
-    unconditional.
+    unconditional. With `low_resolution` it is an upscaler: told each of the `originals` shrunk, it draws it large.
     """
 
     version: ClassVar[int] = 1
@@ -44,6 +45,13 @@ class Train(Stage):
     """An embed stage."""
     images: Annotated[str | None, Input("dataset", ("cls",))] = None
     """The images' classes."""
+    originals: Annotated[str | None, Input("dataset", ("image",))] = added(None)
+    """The images that the latents were made of; an upscaler's small images are shrunk from them at load."""
+    low_resolution: LowResolutionConfig | None = added(None)
+    """What an upscaler is told; None for a model that draws from nothing."""
+    objective: Literal["flow", "regression"] = added("flow")
+    """`flow` learns to denoise. `regression` learns an upscaler that answers at once with the mean absolute
+    error's minimum: blurred, the baseline that one by diffusion is judged beside."""
     network: NetworkConfig = DiTConfig()
     images_seen: int = 100_000
     """Images that training sees, each as often as it takes. A larger number continues the shorter run."""
@@ -85,6 +93,14 @@ class Train(Stage):
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1.")
         if self.prompts and self.text is None:
             raise ValueError("`prompts` need `text`: name an embed stage, or leave them out.")
+        if (self.low_resolution is None) != (self.originals is None):
+            raise ValueError(
+                "An upscaler needs both `low_resolution` and `originals` (the stage that made the images)."
+            )
+        if self.objective == "regression" and self.low_resolution is None:
+            raise ValueError("`objective: regression` trains upscalers only: set `low_resolution`.")
+        if self.prompts and self.low_resolution is not None:
+            raise ValueError("An upscaler's pictures are of held-out images: leave `prompts` out.")
 
     def columns(self, name: str) -> tuple[str, ...]:
         if name == "latents" and self.flips:
@@ -93,7 +109,10 @@ class Train(Stage):
 
     def summary(self) -> str:
         given = [word for word, name in (("text", self.text), ("class", self.images)) if name]
-        return f"{self.images_seen:,} images seen, {' and '.join(given) if given else 'unconditional'}"
+        if self.low_resolution is not None:
+            given = [f"{self.low_resolution.factor}x larger", *given]
+        by = " by regression" if self.objective == "regression" else ""
+        return f"{self.images_seen:,} images seen, {' and '.join(given) if given else 'unconditional'}{by}"
 
     def run(self, session: Session) -> dict[str, Any]:
         from pipelines.training.trainer import Job, Training, train_worker

@@ -69,7 +69,7 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
     """One worker of a gang; `config` is {"job": Job}. Gives what rank 0 says of the finished training.
 
     Keys of the result: images_seen, curve ([images_seen, {name: value}] of held-out figures), skipped (steps
-    without a finite gradient), parameters, files ({name: sha256}).
+    without a finite gradient), parameters, files ({name: sha256}), and the task's own facts.
     """
     import torch
 
@@ -183,6 +183,7 @@ class Log:
             "curve": self.curve,
             "skipped": int(self.state.skipped),
             "parameters": sum(t.numel() for t in weights.values()),
+            **self.task.facts(),
             "files": {self.training.file: hashlib.sha256(data).hexdigest()},
         }
 

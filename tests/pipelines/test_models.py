@@ -65,7 +65,7 @@ def test_networks_weights_are_the_average_in_half_precision(trained: SnapshotFol
 
     inputs = tiny.line(Path(trained.storage.url).parent / "copy")
     task = DenoiserTask(tiny.train(), inputs, device=torch.device("cpu"), workers=1)
-    loss = task.evaluate(Generator(trained, device="cpu").network)["validation_loss"]
+    loss = task.evaluate(Generator(trained, device="cpu").model.denoiser.network)["validation_loss"]
     assert loss == pytest.approx(trained.record["curve"][-1][1]["validation_loss"], rel=2e-3)
 
 

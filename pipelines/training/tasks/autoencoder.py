@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from diffusion.latents import Moments
 from pipelines import pictures
 from pipelines.arrays import pixels
 from pipelines.dataset import Dataset
-from pipelines.sampling import to_pixels
+from pipelines.sampling import normalised, to_pixels
 from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
 
 if TYPE_CHECKING:
@@ -133,6 +133,9 @@ class AutoencoderTask:
         rows.append([Image.fromarray(image) for image in to_pixels(reconstructions)])
         return pictures.grid(rows, row_labels=("images", "reconstructions"))
 
+    def facts(self) -> dict[str, Any]:
+        return {}
+
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         assert isinstance(module, Reconstruction)
         return module.autoencoder.state_dict()
@@ -141,11 +144,6 @@ class AutoencoderTask:
         assert isinstance(module, Reconstruction)
         batch = normalised(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device))
         return batch, module.autoencoder.decode(module.autoencoder.encode(batch).mean)
-
-
-def normalised(images: Tensor) -> Tensor:
-    """uint8 to [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def _perceptual(device: torch.device) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +14,26 @@ from diffusion import randomness
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser
 from diffusion.latents import LatentStatistics, Moments
-from diffusion.losses import flow_matching
+from diffusion.losses import flow_matching, regression
+from diffusion.upscaling import Upscaling, low_latents, residual_scale, shrink
 from pipelines import pictures, sampling
 from pipelines.arrays import from_npy
 from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
 from pipelines.prompts import formatted
-from pipelines.sampling import Drawing, LatentModel
+from pipelines.sampling import Drawing, LatentModel, normalised
+from pipelines.stream import permutation
 from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
+from pipelines.training.tasks.small_images import SmallImages, SmallShare
 from pipelines.training.tasks.texts import Texts
 
 if TYPE_CHECKING:
     from pipelines.stages.train import Train
 
 PICTURE_COLUMNS = 8
+MEASURED = 64
+"""Training samples from which the scale of an upscaler's residuals is taken."""
+UPSCALED = ("small", "bicubic", "upscaled", "original")
 MEMORY_SHARE = 0.4
 TOKENS = 8
 """Captions of a training batch are padded to a multiple of it."""
@@ -41,6 +47,8 @@ class LatentShare:
     t: Tensor
     """[b]."""
     conditioning: Conditioning
+    small: SmallShare | None = None
+    """For an upscaler."""
 
     def to(self, device: torch.device) -> LatentShare:
         return LatentShare(
@@ -48,6 +56,7 @@ class LatentShare:
             noise=self.noise.to(device, non_blocking=True),
             t=self.t.to(device, non_blocking=True),
             conditioning=self.conditioning.to(device, non_blocking=True),
+            small=self.small.to(device) if self.small is not None else None,
         )
 
 
@@ -69,13 +78,23 @@ class Samples:
 
         self.moments = decode("moments.npy")
         self.flipped = decode("flipped.moments.npy") if stage.flips else None
+        self.small: SmallImages | None = None
+        if stage.low_resolution is not None and len(rows):
+            resolution, side = latents.manifest["statistics"]["resolution"], self.moments.shape[-1]
+            self.small = SmallImages(stage.low_resolution, rows, factor=resolution // side, budget=budget)
         self._labels: dict[int, int | None] = {}
 
+    def flips(self, seed: int, positions: np.ndarray) -> np.ndarray:
+        """Which positions see their sample mirrored: half of them, where that was asked for."""
+        if self.flipped is None:
+            return np.zeros(len(positions), bool)
+        return (randomness.uniform(seed, positions, "flip") < 0.5).numpy()
+
     def latents(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Tensor:
-        """Drawn from the posterior, mirrored for half of the positions where asked for; whitened."""
+        """Drawn from the posterior, mirrored or not, and whitened."""
         moments = self.moments[indices]
         if self.flipped is not None:
-            flip = (randomness.uniform(seed, positions, "flip") < 0.5).numpy()
+            flip = self.flips(seed, positions)
             moments = np.where(flip[:, None, None, None], self.flipped[indices], moments)
         mean, std = torch.from_numpy(moments).float().chunk(2, dim=1)
         noise = randomness.normal(seed, positions, mean.shape[1:], "posterior")
@@ -102,13 +121,15 @@ class Samples:
 
 class DenoiserTask:
     """Rectified-flow velocity with text and class dropped at load (Lipman et al., 2023; Ho and Salimans,
-    2022)."""
+    2022); of residuals, where a small image is among the conditions (`diffusion.upscaling`)."""
 
     def __init__(self, stage: Train, inputs: dict[str, Any], *, device: torch.device, workers: int) -> None:
         self.stage, self.device = stage, device
-        datasets: dict[str, Dataset] = {n: inputs[n] for n in ("latents", "text", "images") if inputs.get(n)}
-        train = Rows(datasets, split="train", required={"latents": "moments.npy"})
-        held_out = Rows(datasets, split="validation", required={"latents": "moments.npy"}, optional=True)
+        names = ("latents", "text", "images", "originals")
+        datasets: dict[str, Dataset] = {n: inputs[n] for n in names if inputs.get(n)}
+        required = {"latents": "moments.npy"} | ({"originals": "image"} if "originals" in datasets else {})
+        train = Rows(datasets, split="train", required=required)
+        held_out = Rows(datasets, split="validation", required=required, optional=True)
         self.length = len(train)
         self.classes = datasets["images"].classes if "images" in datasets else []
         self.texts = Texts(datasets["text"], workers=workers) if "text" in datasets else None
@@ -120,30 +141,46 @@ class DenoiserTask:
             raise ValueError(
                 f"Latents of {height} x {width}: the network takes square ones; set ingest's `resize: crop`."
             )
+        small = self.samples.small
+        if small is not None and small.config.crop is not None:
+            height = width = small.config.crop // small.latent
         self.shape = (channels // 2, height, width)
+        """Of what a training step sees."""
         self.text_width = self.texts.width if self.texts else None
         self.module: nn.Module = stage.network.build(
-            channels=self.shape[0], size=height, classes=len(self.classes), text_width=self.text_width
+            channels=self.shape[0],
+            size=height,
+            classes=len(self.classes),
+            text_width=self.text_width,
+            low_channels=self.shape[0] if small is not None else 0,
         ).to(device)
         self.times = stage.times.build()
         self.autoencoder = inputs["autoencoder"].autoencoder().to(device).eval()
+        self.originals: list[np.ndarray] = []
+        self.upscaling = self._upscaling(small) if small is not None else None
         count = min(len(held_out), stage.validation_samples)
-        self.held_out = self._held_out(Samples(stage, held_out, **given), count) if count else []
-        self.drawings, self.titles = self._drawings(
-            Samples(stage, held_out, **given) if count else self.samples
-        )
+        shown = Samples(stage, held_out, **given) if count else self.samples
+        self.held_out = self._held_out(shown, count) if count else []
+        self.drawings, self.titles = self._drawings(shown)
 
     def share(self, positions: np.ndarray, indices: np.ndarray) -> LatentShare:
         seed = self.stage.seed
         share = self._share(self.samples, seed, positions, indices, batch=self.stage.batch)
         no_text = randomness.uniform(seed, positions, "drop text") < self.stage.drop_text
         no_label = randomness.uniform(seed, positions, "drop label") < self.stage.drop_label
-        return LatentShare(
-            share.latents, share.noise, share.t, share.conditioning.drop(text=no_text, label=no_label)
-        )
+        return replace(share, conditioning=share.conditioning.drop(text=no_text, label=no_label))
 
     def losses(self, module: nn.Module, share: LatentShare) -> Tensor:
-        return flow_matching(Denoiser(module), share.latents, share.noise, share.t, share.conditioning)
+        latents, conditioning = share.latents, share.conditioning
+        if self.upscaling is not None and share.small is not None:
+            low = low_latents(
+                share.small.small, self.upscaling.factor, self.autoencoder, self.samples.statistics
+            )
+            latents = self.upscaling.residual(latents, low)
+            conditioning = self.upscaling.tell(conditioning, low, share.small.noise, share.small.level)
+        if self.stage.objective == "regression":
+            return regression(Denoiser(module), latents, conditioning)
+        return flow_matching(Denoiser(module), latents, share.noise, share.t, conditioning)
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -166,6 +203,8 @@ class DenoiserTask:
             classes=len(self.classes),
             text_width=self.text_width,
             device=self.device,
+            upscaling=self.upscaling,
+            regression=self.stage.objective == "regression",
         )
         images = sampling.draw(
             model,
@@ -175,7 +214,19 @@ class DenoiserTask:
             guidance=self.stage.guidance,
             micro_batch=len(self.drawings),
         )
-        return pictures.grid([[Image.fromarray(image) for image in images]], column_labels=self.titles)
+        rows = [images]
+        if self.upscaling is not None:
+            given = [drawing.small for drawing in self.drawings if drawing.small is not None]
+            rows = [given, sampling.enlarged(given, self.upscaling.factor), images, self.originals]
+        labels = UPSCALED if self.upscaling is not None else ()
+        grid = [[Image.fromarray(image) for image in row] for row in rows]
+        return pictures.grid(grid, row_labels=labels, column_labels=self.titles)
+
+    def facts(self) -> dict[str, Any]:
+        if self.upscaling is None:
+            return {}
+        _, size, _ = self.shape
+        return {"upscaling": {**self.upscaling.to_json(), "size": size}, "objective": self.stage.objective}
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         return module.state_dict()
@@ -185,8 +236,13 @@ class DenoiserTask:
     ) -> LatentShare:
         texts = samples.captions(seed, positions, indices)
         longest = max((len(text.states) for text in texts if text is not None), default=1)
+        latents, small = samples.latents(seed, positions, indices), None
+        if samples.small is not None:
+            flips = samples.flips(seed, positions)
+            latents, small = samples.small.cut(latents, seed, positions, indices, flip=flips)
         return LatentShare(
-            latents=samples.latents(seed, positions, indices),
+            latents=latents,
+            small=small,
             noise=randomness.normal(seed, positions, self.shape, "noise"),
             t=self.times(randomness.stratified(seed, positions, batch)),
             conditioning=sampling.conditioning(
@@ -197,6 +253,20 @@ class DenoiserTask:
                 length=-(-longest // TOKENS) * TOKENS,
             ),
         )
+
+    def _upscaling(self, small: SmallImages) -> Upscaling:
+        """Measured on the same samples by every rank, and again when a training is resumed."""
+        seed = self.stage.seed
+        chosen = permutation(seed, 0, self.length)[:MEASURED]
+        latents = self.samples.latents(seed, np.arange(len(chosen)), chosen)
+        images = normalised(torch.from_numpy(small.images[chosen]).permute(0, 3, 1, 2))
+        if self.samples.flipped is not None:
+            flip = torch.from_numpy(self.samples.flips(seed, np.arange(len(chosen))))
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        config = small.config
+        shrunk = shrink(images, config.factor).to(self.device)
+        low = low_latents(shrunk, config.factor, self.autoencoder, self.samples.statistics).cpu()
+        return Upscaling(factor=config.factor, noise=config.noise, scale=residual_scale(latents, low))
 
     def _held_out(self, samples: Samples, count: int) -> list[LatentShare]:
         # A seed of its own: the noise of a held-out sample is not that of a training sample.
@@ -210,6 +280,10 @@ class DenoiserTask:
             texts, titles = self._prompts(self.stage.prompts), list(self.stage.prompts)
             return [Drawing(index=n, text=text) for n, text in enumerate(texts)], titles
         indices = np.arange(min(PICTURE_COLUMNS, len(samples.rows)))
+        if samples.small is not None:
+            large, small = samples.small.whole(indices)
+            self.originals = list(large)
+            return [Drawing(index=n, small=image) for n, image in enumerate(small)], []
         if self.texts is not None:
             texts = samples.captions(self.stage.seed, indices, indices)
             return [Drawing(index=n, text=text) for n, text in enumerate(texts)], []

@@ -45,6 +45,10 @@ class Task(Protocol):
         """PNG that shows how far it is."""
         ...
 
+    def facts(self) -> dict[str, Any]:
+        """What the snapshot's record is to say of what the task found in its data; JSON types."""
+        ...
+
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """What goes into the snapshot."""
         ...

@@ -1,0 +1,74 @@
+"""Images larger than a network can take, in overlapping tiles that agree at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion.conditioning import Conditioning
+from diffusion.denoiser import AnyDenoiser
+from diffusion.noise import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Tiled:
+    """A denoiser around a denoiser: the weighted mean of its answers on overlapping tiles (Bar-Tal et al.,
+    2023, "MultiDiffusion", equation 5).
+
+    Tiles are blended at every call, so the whole is drawn as one image; weights fall off linearly in the
+    overlap. Where the network sees no further than half the overlap the answer is that of the whole image, but
+    for the seams' rounding.
+    """
+
+    denoiser: AnyDenoiser
+    size: int
+    """Side of a tile, in latents."""
+    overlap: int
+    """Latents that neighbours share, at least; below `size`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.size:
+            raise ValueError(f"tiles of {self.size} cannot overlap by {self.overlap}.")
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    def __call__(
+        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        height, width = x_t.shape[-2:]
+        if height <= self.size and width <= self.size:
+            return self.denoiser(x_t, t, conditioning)
+        total, weights = torch.zeros_like(x_t), x_t.new_zeros(height, width)
+        for rows in self._spans(height):
+            for columns in self._spans(width):
+                told = conditioning
+                if conditioning.low is not None:
+                    told = replace(conditioning, low=conditioning.low[..., rows, columns])
+                answer = self.denoiser(x_t[..., rows, columns], t, told)
+                weight = self._ramp(rows, height, x_t)[:, None] * self._ramp(columns, width, x_t)
+                total[..., rows, columns] += weight * answer
+                weights[rows, columns] += weight
+        return total / weights
+
+    def _spans(self, length: int) -> Iterator[slice]:
+        """Tiles along a side, evenly spread so that neighbours share at least `overlap`."""
+        size = min(self.size, length)
+        count = 1 + -(-(length - size) // (self.size - self.overlap))
+        for n in range(count):
+            start = round(n * (length - size) / max(1, count - 1))
+            yield slice(start, start + size)
+
+    def _ramp(self, span: slice, length: int, like: Tensor) -> Float[Tensor, " n"]:
+        """Weights along a side of a tile: 1 inside, falling to almost 0 where a neighbour takes over."""
+        size = span.stop - span.start
+        place = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
+        far = torch.full_like(place, float("inf"))
+        left = place if span.start > 0 else far
+        right = size - place if span.stop < length else far
+        return (torch.minimum(left, right) / max(self.overlap, 1)).clamp(max=1.0)
