@@ -1,11 +1,30 @@
-"""What an evaluation found, as lines for a terminal: each score with its meaning, and its floor beside it."""
+"""What a run found, as lines for a terminal: each score with its meaning, and its floor beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.report.gather import RunView
 
 Scores = Mapping[str, Any]
+
+
+def of_run(run: RunView) -> list[str]:
+    """Scores, then every verdict: a run ends with the answer to what it was made for."""
+    from pipelines.verdict.telling import lines as verdict_lines
+
+    told = lines(run.scores)
+    for said in verdicts(run).values():
+        told += [""] * bool(told) + verdict_lines(said)
+    return told
+
+
+def verdicts(run: RunView) -> dict[str, Mapping[str, Any]]:
+    """Stage name -> what it judged."""
+    reports = {stage.name: stage.manifest.get("report") or {} for stage in run.of_kind("judge")}
+    return {name: report["verdict"] for name, report in reports.items() if "verdict" in report}
 
 
 def lines(scores: Scores) -> list[str]:
