@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -38,31 +37,9 @@ def quiet():
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database whose migrations (seconds) have run."""
-    folder = tmp_path_factory.mktemp("template")
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import mlflow; mlflow.MlflowClient('sqlite:///{folder}/mlflow.db').search_experiments()",
-        ],
-        env=tracking.environment(),
-        cwd=folder,
-        check=False,
-    )
-    assert run.returncode == 0
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def store(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    (tmp_path / "store").mkdir()
-    shutil.copy(template, tmp_path / "store" / "mlflow.db")
-    return Storage.at(tmp_path / "store")
+def store(mlflow_store: Storage) -> Storage:
+    return mlflow_store
 
 
 def client(store: Storage):
