@@ -263,6 +263,7 @@ class Cluster:
     ) -> subprocess.Popen[bytes]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
         mark = {"LATENTMILL_LOCAL_CLUSTER": self._mark(name)}
+        kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
         with open(self.folder / f"{name}.log", "wb") as log:
             process = self._started[name] = subprocess.Popen(
                 command, env={**kept, **self.environment, **(more or {}), **mark}, user=user,
