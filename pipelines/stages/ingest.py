@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dataclasses
 import functools
 import hashlib
 import os
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.places import at_hand
 from pipelines.shards import canonical
 from pipelines.sources import Entry, Listing, Source
 from pipelines.sources.fit import Format, Resize
@@ -82,7 +84,8 @@ class Ingest(ShardStage):
     def bytes_needed(self, inputs: Inputs) -> int:
         # Three bytes a pixel is what lossless formats take of noise; what is not resized stays as it is.
         if self.resize == "none":
-            files = [self.source.path] if self.source.path.is_file() else self.source.path.rglob("*")
+            place = at_hand(self.source.path)
+            files = [place] if place.is_file() else place.rglob("*")
             return sum(path.stat().st_size for path in files if path.is_file())
         return len(self.source.listing().entries) * 3 * self.size**2
 
@@ -91,7 +94,7 @@ class Ingest(ShardStage):
         said = f"images of {self.source.path.name}, {way[self.resize]} {self.size} px"
         if self.long_tail:
             last = max(1, round(self.long_tail.head / self.long_tail.ratio))
-            said += f", a long tail of {self.long_tail.head:,} to {last:,} a class"
+            said += f", {self.long_tail.head:,} to {last:,} a class"
         return said
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
@@ -265,7 +268,8 @@ def _task(stage: Ingest):
     from pipelines.sources.untrusted import Task
 
     return Task(
-        source=stage.source,
+        # A child has no credentials to fetch it with.
+        source=dataclasses.replace(stage.source, path=at_hand(stage.source.path)),
         background=stage.background,
         max_bytes=stage.max_bytes,
         max_pixels=stage.max_pixels,
