@@ -90,7 +90,8 @@ def run_gang(
 
     if cancelled.is_set():
         raise GangStopped(f"{name} was interrupted.")
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+    run = f"{name}-{time.time_ns():x}"
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, name=f"events of {run}").remote()
     each = {"CPU": resources.cpus or 1.0}
     if resources.gpus:
         each["GPU"] = resources.gpus
@@ -111,7 +112,7 @@ def run_gang(
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
         run_config=RunConfig(
-            name=f"{name}-{time.time_ns():x}",
+            name=run,
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
         ),

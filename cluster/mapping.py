@@ -6,6 +6,7 @@ that a lost worker costs one item. Results come as they are ready.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +130,8 @@ class RayExecutor:
     tries: int = 3
     """Workers that may die on one item before it is given up."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Of its workers, so that each has a name of its own in the dashboard."""
 
     parallel = True
 
@@ -159,7 +162,7 @@ class RayExecutor:
             while waiting or running:
                 while waiting and (idle or len(pool) < min(resources.workers or 1, len(items))):
                     if not idle:
-                        pool.append(_start_worker(shared, resources, name))
+                        pool.append(_start_worker(shared, resources, name, f"{name} {next(self.numbers)}"))
                         idle.append(pool[-1])
                     actor = idle.pop()
                     position, attempt = waiting.popleft()
@@ -185,7 +188,12 @@ class RayExecutor:
                     continue
                 except RayTaskError as error:
                     raise error.cause if isinstance(error.cause, Exception) else error from None
-                idle.append(actor)
+                if waiting:
+                    idle.append(actor)
+                else:
+                    # What is left may be with a worker that waits for a place, where a machine was lost.
+                    pool.remove(actor)
+                    ray.kill(actor)
                 yield position, result
         finally:
             for actor in pool:
@@ -234,17 +242,19 @@ class Worker:
         return self.function(item)
 
 
-def _start_worker(factory: Any, resources: Resources, name: str) -> Any:
+def _start_worker(factory: Any, resources: Resources, kind: str, name: str) -> Any:
+    """An actor of class `kind` and of that name: what the dashboard's lists show."""
     import ray
 
     options: dict[str, Any] = {
+        "name": name,
         "num_cpus": resources.cpus or 1,
         "num_gpus": resources.gpus or 0,
     }
     if resources.memory:
         options["memory"] = resources.memory
-    kind = ray.remote(type(f"{name}", (Worker,), {}))
-    return kind.options(**options).remote(factory, resources.threads)
+    actor: Any = ray.remote(type(kind, (Worker,), {}))
+    return actor.options(**options).remote(factory, resources.threads)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +45,21 @@ class Capacity:
 
     cpus: float
     gpus: float = 0.0
+    nodes: tuple[tuple[float, float], ...] = ()
+    """(CPUs, GPUs) of each machine; one has all where none is named. A worker lies on one machine."""
+
+    @classmethod
+    def of(cls, nodes: Iterable[tuple[float, float]]) -> Capacity:
+        """Of several machines."""
+        each = tuple(sorted((node for node in nodes if any(node)), reverse=True))
+        return cls(cpus=sum(cpus for cpus, _ in each), gpus=sum(gpus for _, gpus in each), nodes=each)
+
+    def fit(self, cpus: float, gpus: float = 0.0) -> int:
+        """Workers of that size that run at once."""
+        each = self.nodes or ((self.cpus, self.gpus),)
+        return sum(
+            int(min(has_cpus / cpus, has_gpus / gpus if gpus else math.inf)) for has_cpus, has_gpus in each
+        )
 
     @classmethod
     def here(cls) -> Capacity:
@@ -69,19 +86,25 @@ def settle(
     cpus, workers = asked.cpus, asked.workers
     if shape == "gang":
         workers = workers or 1
-        cpus = cpus or max(1.0, float(int(capacity.cpus / workers)))
+        cpus = cpus or _share(capacity, workers, gpus)
     else:
-        cpus = cpus or (max(1.0, float(int(capacity.cpus / workers))) if workers else 1.0)
-        fit = max(1, int(capacity.cpus / cpus))
-        if gpus:
-            fit = max(1, min(fit, int(capacity.gpus / gpus)))
+        cpus = cpus or (_share(capacity, workers, gpus) if workers else 1.0)
+        fit = max(1, capacity.fit(cpus, gpus))
         workers = min(workers, fit) if workers else fit
-    if cpus > capacity.cpus or gpus > capacity.gpus:
+    if not capacity.fit(cpus, gpus):
+        most = max(capacity.nodes, default=(capacity.cpus, capacity.gpus))
         raise ValueError(
-            f"One worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and there are {capacity.cpus:g} and "
-            f"{capacity.gpus:g}: lower resources.cpus or resources.gpus."
+            f"One worker asks for {cpus:g} CPUs and {gpus:g} GPUs, and the largest machine has {most[0]:g} "
+            f"and {most[1]:g}: lower resources.cpus or resources.gpus."
         )
     return dataclasses.replace(asked, cpus=cpus, gpus=gpus, workers=workers)
+
+
+def _share(capacity: Capacity, workers: int, gpus: float) -> float:
+    """The most whole CPUs that each of so many workers can have at once; 1 where not all of them fit."""
+    largest = int(max((cpus for cpus, _ in capacity.nodes), default=capacity.cpus))
+    fitting = (float(cpus) for cpus in range(largest, 1, -1) if capacity.fit(cpus, gpus) >= workers)
+    return next(fitting, 1.0)
 
 
 def limit_threads(threads: int) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.jobs import current
 from cluster.resources import Capacity
 
 PACKAGES = ("diffusion", "cluster", "pipelines")
+SHARED_STORE = "LATENTMILL_SHARED_STORE"
+"""Set where a store that is a folder is the same folder on every node."""
 OBJECT_STORE = 200 * 2**20
 """Bytes of the local object store: images and weights are read from files, only metadata goes through Ray."""
 SETTINGS = {
@@ -29,6 +32,12 @@ SETTINGS = {
 """Read by Ray when it is imported; what the environment says already is kept."""
 
 
+def packages() -> tuple[Path, ...]:
+    """The folders that a cluster is sent; a wheel would be installed with all it needs on each node."""
+    root = Path(__file__).resolve().parent.parent
+    return tuple(root / name for name in PACKAGES)
+
+
 @dataclass
 class RaySession:
     """One connection to Ray, made by the first `start()` and undone by `close()`.
@@ -37,7 +46,7 @@ class RaySession:
     """
 
     shared: str | None = None
-    """Folder or URL that every node sees, for Ray Train's notes; not needed where Ray is started here."""
+    """Folder or URL of the store, for Ray Train's notes; not needed where Ray is started here."""
     dashboard: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of `ray.init`."""
@@ -48,13 +57,15 @@ class RaySession:
     _ready: threading.Event = field(default_factory=threading.Event)
     _done: threading.Event = field(default_factory=threading.Event)
     _error: BaseException | None = None
+    _found: bool = False
+    """Whether this process was connected before, and is to stay so."""
     _notes: tempfile.TemporaryDirectory[str] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def local(self) -> bool:
         """Whether Ray is started here, not joined."""
-        return not os.environ.get("RAY_ADDRESS")
+        return not (os.environ.get("RAY_ADDRESS") or self._found)
 
     def begin(self) -> None:
         """Starts or joins Ray without waiting for it."""
@@ -67,7 +78,7 @@ class RaySession:
         """Waits until Ray is there.
 
         Raises:
-            ValueError: there is no cluster at RAY_ADDRESS.
+            ValueError: there is no cluster at RAY_ADDRESS, or its nodes do not share the store.
         """
         self.begin()
         self._ready.wait()
@@ -83,8 +94,8 @@ class RaySession:
         self.start()
         import ray
 
-        total = ray.cluster_resources()
-        return Capacity(cpus=total.get("CPU", 1.0), gpus=total.get("GPU", 0.0))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return Capacity.of((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
 
     @property
     def train_storage(self) -> str:
@@ -117,7 +128,8 @@ class RaySession:
         self._done.wait()
         import ray
 
-        ray.shutdown()
+        if not self._found:
+            ray.shutdown()
 
     def _join(self) -> None:
         for name, value in SETTINGS.items():
@@ -127,11 +139,15 @@ class RaySession:
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
+        self._found = ray.is_initialized()
+        if self._found:
+            self.address = ray.get_runtime_context().gcs_address
+            self._check_store()
+            return
         options: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,
             "configure_logging": True,
-            "ignore_reinit_error": True,
         }
         if self.local:
             options |= {
@@ -140,9 +156,8 @@ class RaySession:
                 "object_store_memory": OBJECT_STORE,
                 "num_cpus": int(Capacity.here().cpus),
             }
-        else:
-            root = Path(__file__).resolve().parent.parent
-            options["runtime_env"] = {"py_modules": [str(root / package) for package in PACKAGES]}
+        elif current() is None:  # a job's processes have been given the packages, or have them installed
+            options["runtime_env"] = {"py_modules": [str(package) for package in packages()]}
         try:
             context: Any = ray.init(**(options | self.options))
         except ConnectionError as error:
@@ -153,6 +168,23 @@ class RaySession:
         self.address = context.address_info.get("gcs_address")
         url = getattr(context, "dashboard_url", None)
         self.dashboard_url = f"http://{url}" if url else None
+        self._check_store()
+
+    def _check_store(self) -> None:
+        """A folder of one machine is no store for several: each would write into its own."""
+        import ray
+
+        if self.local or not self.shared or "://" in self.shared or os.environ.get(SHARED_STORE):
+            return
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if len(nodes) > 1:
+            if not self._found:
+                ray.shutdown()
+            raise ValueError(
+                f"The cluster has {len(nodes)} nodes and the store is a folder: put it into a bucket "
+                f"(LATENTMILL_STORE=s3://BUCKET/store), or set {SHARED_STORE}=1 if every node sees it at the "
+                "same path."
+            )
 
 
 def _gpus() -> float:

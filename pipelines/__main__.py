@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pipelines.commands.console import program
 
-RECIPE_COMMANDS = ("plan", "run")
+RECIPE_COMMANDS = ("plan", "run", "submit")
 """Commands that take a recipe's fields as flags with a dot: `--stage.field value`."""
 
 DESCRIPTION = """From a pile of images to a trained latent-diffusion model, and on to synthetic training data.
@@ -30,14 +30,18 @@ def commands() -> Any:
     from pipelines.commands.export import Export
     from pipelines.commands.generate import Generate
     from pipelines.commands.init import Init
+    from pipelines.commands.jobs import Jobs
     from pipelines.commands.plan import Plan
     from pipelines.commands.run import Run
+    from pipelines.commands.submit import Submit
     from pipelines.commands.ui import Ui
 
     return (
         Annotated[Init, subcommand("init")]
         | Annotated[Plan, subcommand("plan")]
         | Annotated[Run, subcommand("run")]
+        | Annotated[Submit, subcommand("submit")]
+        | Annotated[Jobs, subcommand("jobs")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Ui, subcommand("ui")]

@@ -18,6 +18,7 @@ from cluster.storage import Storage
 from pipelines.runner.events import Bus, Listener, recorded
 from pipelines.runner.execute import INTERRUPTED, Run, StageError, check_room
 from pipelines.runner.journal import Journal
+from pipelines.runner.meters import Meters
 from pipelines.runner.plan import Plan, PlannedStage, Planner, Recipe, plan
 
 __all__ = ["Plan", "PlannedStage", "RunResult", "StageError", "plan", "run"]
@@ -81,6 +82,8 @@ def run(
         running.journal(told)
         running.report()
         bus.listeners.append(running.journal)
+        if isinstance(chosen, RayExecutor):
+            bus.listeners.append(Meters(recipe.name))
         if record:
             bus.listeners.append(stack.enter_context(recorded(store, recipe, bus)))
         try:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.places import at_hand
+
 _FIELD = re.compile(r"\{[^{}]*\}")
 
 
@@ -103,7 +105,7 @@ def read_file(path: Path) -> tuple[list[str], list[str]]:
         ValueError: the file is missing or empty, or a line does not say what the others do.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in at_hand(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text ({error}).") from error
     lines = [line for line in lines if line]

@@ -18,7 +18,11 @@ PIPE_WIDTH = 160
 
 def program() -> str:
     """How this command is called from here: by its name, or by its path where the name is not found."""
+    from cluster.jobs import current
+
     called = sys.argv[0]
+    if current() is not None:  # a node's path helps nobody
+        return "latentmill"
     if os.path.basename(called) != "latentmill" or shutil.which("latentmill"):
         return "latentmill"
     near = os.path.relpath(called)

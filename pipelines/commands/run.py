@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Run:
 
         if self.recipe is None:
             return self._list()
+        # What ends a job or a container gives it some seconds to say where it stands, as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         recipe = config.load(self.recipe, flags)
         place = store(self.store)
         planned = plan(recipe, place, until=self.until, force=self.force)
@@ -153,11 +156,17 @@ def _introduce(screen: Console, planned: Plan, place: Storage) -> None:
 
 def _conclude(screen: Console, planned: Plan, place: Storage, command: Sequence[str], recipe: str) -> None:
     """Scores, where things are, and the next commands."""
-    from pipelines.commands.results import lines
+    from cluster.jobs import current
+    from pipelines.commands.results import of_run
     from pipelines.report.gather import gather
 
-    told = lines(gather(place, planned.recipe).scores)
+    told = of_run(gather(place, planned.recipe))
     told += [""] * bool(told)
+    if current() is not None:  # the log of a job: what can be done next is said where it was submitted
+        told.append(f"report     {_report(planned, place)}")
+        for line in told:
+            screen.print(line, markup=False, soft_wrap=True)
+        return
     for stage in planned.stages:
         # by name only where the recipe alone finds it: flags make other results
         name = stage.folder.url if len(command) > 3 and stage.folder else f"{recipe}:{stage.name}"
@@ -176,8 +185,8 @@ def _conclude(screen: Console, planned: Plan, place: Storage, command: Sequence[
         "      again: what is finished stays, a changed field runs what depends on it",
         f"  {program()} init ~/photos && {program()} run photos.yaml",
         "      your own images",
-        f"  RAY_ADDRESS=HEAD:6379 LATENTMILL_STORE=s3://BUCKET/store {shlex.join(command[:3])}",
-        "      on a cluster, from one of its machines",
+        f"  {program()} submit {recipe} --address http://HEAD:8265 --store s3://BUCKET/store",
+        "      on a Ray cluster",
     ]
     for line in told:
         screen.print(line, markup=False, soft_wrap=True)
@@ -203,13 +212,16 @@ def _report(planned: Plan, place: Storage) -> str:
 
 
 def _summary(planned: Plan, place: Storage) -> dict[str, Any]:
+    from pipelines.commands.results import verdicts
     from pipelines.report.gather import gather
 
+    found = gather(place, planned.recipe)
     return {
         "recipe": planned.recipe,
         "store": planned.store,
         "done": planned.done,
         "stages": [stage.as_json() for stage in planned.stages],
-        "scores": gather(place, planned.recipe).scores,
+        "scores": found.scores,
+        "verdicts": verdicts(found),
         "report": _report(planned, place),
     }

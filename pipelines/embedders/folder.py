@@ -7,13 +7,15 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.places import at_hand
+
 
 def local_folder(path: str, needs: Sequence[str] = ()) -> Path:
     """The folder, with each file of `needs` and safetensors in it; `ValueError` otherwise.
 
     Weights in pickles (`.bin`, `.pt`) are not read: they can run code.
     """
-    folder = Path(path.removeprefix("local-dir:")).expanduser()
+    folder = at_hand(path.removeprefix("local-dir:"))
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; put the encoder's config and safetensors there.")
     for name in needs:

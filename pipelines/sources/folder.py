@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pipelines.places import at_hand
 from pipelines.sources import zip as archive
 from pipelines.sources.layout import File, Files, Labels, hash_stream, survey
 from pipelines.sources.listing import Listing, Reader
@@ -38,7 +39,7 @@ class FolderSource:
         return self._files()
 
     def _files(self) -> FolderFiles | archive.ZipFiles:
-        path = self.path.expanduser()
+        path = at_hand(self.path)
         if path.is_file():
             return archive.ZipFiles(path)
         if not path.is_dir():

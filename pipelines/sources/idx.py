@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pipelines.places import at_hand
 from pipelines.shards import canonical
 from pipelines.sources.listing import Entry, Listing, Reader
 from pipelines.sources.seen import Seen
@@ -60,11 +61,11 @@ class IdxSource:
         return Listing(entries=sorted(entries, key=lambda e: e.name))
 
     def reader(self) -> Reader:
-        return IdxFiles(self.path.expanduser())
+        return IdxFiles(at_hand(self.path))
 
     def _splits(self) -> dict[str, tuple[list[int], list[str]]]:
         """Split -> labels and digests of its images."""
-        files = IdxFiles(self.path.expanduser())
+        files = IdxFiles(at_hand(self.path))
         splits = {}
         for split in _FILES:
             labels, digests = files.labels(split), files.digests(split)

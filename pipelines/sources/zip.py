@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pipelines.places import at_hand
 from pipelines.sources.layout import File, Files, Labels, hash_stream, survey
 from pipelines.sources.listing import Listing, Reader
 
@@ -29,14 +30,14 @@ class ZipSource:
 
     def listing(self) -> Listing:
         """`ValueError` if it is no zip archive, or its metadata cannot be read."""
-        return survey(ZipFiles(self.path.expanduser()), self.labels)
+        return survey(ZipFiles(at_hand(self.path)), self.labels)
 
     def digest(self) -> str:
         """Of what `listing` gives."""
         return self.listing().digest
 
     def reader(self) -> Reader:
-        return ZipFiles(self.path.expanduser())
+        return ZipFiles(at_hand(self.path))
 
 
 class ZipFiles(Files):

@@ -1,0 +1,71 @@
+"""Where a file that a recipe names lies on this machine: at a path, in this package, or in a bucket.
+
+`at_hand` is called where a file is opened, so that a recipe reads the same on a laptop and on any node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from cluster.storage import Storage, cache_folder
+
+PACKAGE = "package:"
+"""In front of a path within this package, which every machine has somewhere else."""
+URL = re.compile(r"(?P<scheme>s3|gs|az|file):/+(?P<rest>.*)", re.DOTALL)
+"""Of a file; a `Path` makes one slash of the two."""
+_HERE = Path(__file__).resolve().parent
+
+
+def at_hand(path: str | Path) -> Path:
+    """A path that this process can open: the path itself, or this machine's copy of what a URL names.
+
+    A file or folder under s3, gs or az is copied into `cache_folder()` once.
+
+    Raises:
+        ValueError: nothing lies there.
+    """
+    text = str(path)
+    if text.startswith(PACKAGE):
+        return _HERE / text.removeprefix(PACKAGE)
+    url = URL.fullmatch(text)
+    if not url:
+        return Path(text).expanduser()
+    if url["scheme"] == "file":
+        return Path("/", url["rest"])
+    folder, _, name = f"{url['scheme']}://{url['rest'].rstrip('/')}".rpartition("/")
+    parent = Storage.at(folder)
+    return parent.local(name) if parent.exists(name) else _copy(parent.folder(name))
+
+
+def in_package(path: Path) -> str | None:
+    """How a file that the project ships is named on every machine; None for any other."""
+    resolved = path.resolve()
+    return f"{PACKAGE}{resolved.relative_to(_HERE).as_posix()}" if resolved.is_relative_to(_HERE) else None
+
+
+def _copy(storage: Storage) -> Path:
+    """This machine's copy of a folder; what lies under one URL is taken to stay as it is."""
+    copy = cache_folder() / "folders" / hashlib.sha256(storage.url.encode()).hexdigest()[:32]
+    if copy.is_dir():
+        return copy
+    names = storage.list()
+    if not names:
+        raise ValueError(f"There is nothing at {storage.url}.")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=copy.parent, prefix="."))
+    for name in names:
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(storage.local(name), target)
+    try:
+        os.rename(scratch, copy)
+    except OSError:
+        shutil.rmtree(scratch)
+        if not copy.is_dir():  # no other process was faster
+            raise
+    return copy
