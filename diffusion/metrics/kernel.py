@@ -35,42 +35,7 @@ def kernel_distance(
     w = _weights(draws, len(real), resamples).to(real.device)
     v = _weights(draws, len(generated), resamples).to(real.device)
 
-    return _estimate(_within(real, w) + _within(generated, v) - 2 * _between(real, generated, w, v))
-
-
-def kernel_difference(
-    real: Float[Tensor, "n d"],
-    a: Float[Tensor, "m d"],
-    b: Float[Tensor, "m d"],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """`kernel_distance` of `a` to the real samples, less that of `b`, where a[i] and b[i] belong together.
-
-    They were drawn for the same condition from the same noise. A resample weighs both alike, and the same
-    real samples for both, so that what is hard for both cancels: the interval is that of the difference, far
-    narrower than two intervals would make one believe.
-
-    Raises:
-        ValueError: a set has fewer than two samples, or the two are not of one length.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} samples are no pairs.")
-    if len(real) < 2 or len(a) < 2:
-        raise ValueError("a kernel distance takes at least two samples of each set.")
-    real, a, b = real.double(), a.double(), b.double()
-    draws = randomness.generator(seed, 0, "kernel_distance")
-    w = _weights(draws, len(real), resamples).to(real.device)
-    v = _weights(draws, len(a), resamples).to(real.device)
-
-    of_a = _within(a, v) - 2 * _between(real, a, w, v)
-    of_b = _within(b, v) - 2 * _between(real, b, w, v)
-    return _estimate(of_a - of_b)
-
-
-def _estimate(values: Float64[Tensor, " r"]) -> Estimate:
-    """Of the value, which comes first, and its resamples."""
+    values = _within(real, w) + _within(generated, v) - 2 * _between(real, generated, w, v)
     value, resampled = values[0], values[1:]
     low, high = resampled.quantile(resampled.new_tensor([0.025, 0.975])).tolist()
     return Estimate(value=value.item(), stderr=resampled.std().item(), low=low, high=high)

@@ -13,6 +13,7 @@ from pipelines.scoring.measure import CONDITIONED, Job, Measure, Place, held_out
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from diffusion.metrics.estimate import Estimate
     from pipelines.dataset import Dataset
@@ -67,11 +68,12 @@ class Promotion:
         """What is measured, and the first images that each model drew."""
         import torch
 
-        from diffusion.metrics.kernel import kernel_difference, kernel_distance
+        from diffusion.metrics.kernel import kernel_distance
+        from diffusion.metrics.paired import pair_estimate, pair_matrix
         from pipelines.scoring.gate import Figures
 
         stage = self.stage
-        real = places(self.images, (SPLIT,), SPLIT, seed=stage.seed)
+        real = places(self.images, (SPLIT,), SPLIT, seed=stage.seed, most=stage.count)
         if len(real) < FEWEST:
             raise ValueError(
                 f"promote chooses by {FEWEST} validation images or more and there are {len(real)}: set "
@@ -104,21 +106,21 @@ class Promotion:
                 self.session.event({"kind": "note", "text": text})
 
         features = torch.from_numpy(found["real"])
+        bootstrap: dict[str, int] = {"resamples": stage.bootstrap, "seed": stage.seed}
 
-        def distance(fake: np.ndarray) -> Estimate:
-            other = torch.from_numpy(fake)
-            return thousand(kernel_distance(features, other, resamples=stage.bootstrap, seed=stage.seed))
+        def pairs(drawn: np.ndarray) -> Tensor:
+            each = torch.from_numpy(drawn).unflatten(0, (-1, len(real))).transpose(0, 1)
+            return 1000 * pair_matrix(features, each)
 
-        gain = None
-        if held is not None:
-            pair = torch.from_numpy(held["drawn"]), torch.from_numpy(found["drawn"])
-            gain = thousand(kernel_difference(features, *pair, resamples=stage.bootstrap, seed=stage.seed))
+        own_pairs = pairs(found["drawn"])
+        held_pairs = pairs(held["drawn"]) if held is not None else None
+        untrained = kernel_distance(features, torch.from_numpy(found["untrained"]), **bootstrap)
         figures = Figures(
             name=f"KID-{stage.features.label}",
-            candidate=distance(found["drawn"]),
-            untrained=distance(found["untrained"]),
-            champion=distance(held["drawn"]) if held is not None else None,
-            gain=gain,
+            candidate=pair_estimate(own_pairs, **bootstrap),
+            untrained=thousand(untrained),
+            champion=pair_estimate(held_pairs, **bootstrap) if held_pairs is not None else None,
+            gain=pair_estimate(held_pairs - own_pairs, **bootstrap) if held_pairs is not None else None,
             loss=self._loss(found.get("losses"), held.get("losses") if held is not None else None),
             finite=_finite(found["drawn"]) and _finite(found.get("losses")),
         )
@@ -138,7 +140,7 @@ class Promotion:
         )
 
     def _asked(self, real: Sequence[Place]) -> list[Asked]:
-        """Caption and class of each image to draw: those of the validation images, in turn."""
+        """Caption and class of each image to draw: those of the validation images, in turn, equally often."""
         import json
 
         from diffusion import randomness
@@ -146,7 +148,7 @@ class Promotion:
 
         captions, names = self.session.inputs.get("captions"), self.images.classes
         asked: list[Asked] = []
-        for n in range(self.stage.count):
+        for n in range(self.stage.count // len(real) * len(real)):
             shard, row = real[n % len(real)]
             text = label = None
             if captions is not None and captions.index(shard).member(row, "captions.json"):
