@@ -34,8 +34,6 @@ def pair_matrix(real: Float[Tensor, "n d"], drawn: Float[Tensor, "n m d"]) -> Fl
     cross = kernel(real, flat).reshape(n, n, m).mean(2)
     # Row by row: all drawings' kernels at once would be m^2 times the result.
     within = torch.stack([kernel(own, flat).reshape(-1, n, m).mean((0, 2)) for own in flat.split(m)])
-        [kernel(flat[i * m : i * m + m], flat).reshape(m, n, m).mean((0, 2)) for i in range(n)]
-    )
     return kernel(real, real) + within - cross - cross.T
 
 
