@@ -46,7 +46,7 @@ class Promote(Stage):
     features: FeaturesConfig = field(default_factory=EfficientNetFeatures)
     """What the images are compared by: their kernel distance decides."""
     count: int = 256
-    """Images that each of the two draws: equally many for each validation image; no more of these are used."""
+    """Images that each of the two draws: equally many for each validation image, of which it uses no more."""
     sampler: SamplerConfig = HeunConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     untrained: int = 96

@@ -9,9 +9,7 @@ from diffusion.metrics.paired import pair_estimate, pair_matrix
 WIDTH = 4
 
 
-def features(
-    n: int, *, seed: int, error: float = 0.0, drawings: int = 2
-) -> tuple[torch.Tensor, torch.Tensor]:
+def features(n: int, *, seed: int, error: float = 0.0, m: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Real samples around the means of n conditions, and drawings for them that are off by `error`."""
     draws = torch.Generator().manual_seed(seed)
     means = torch.randn(n, WIDTH, generator=draws)
