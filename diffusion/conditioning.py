@@ -1,4 +1,4 @@
-"""What a network is told about the image to make, apart from the time: caption, class, small image, or nothing."""
+"""What a network is told about the image to make, beside the time: caption, class, small image."""
 
 from __future__ import annotations
 

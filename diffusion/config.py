@@ -46,8 +46,7 @@ class DiTConfig:
         text_width: int | None = None,
         low_channels: int = 0,
     ) -> DiT:
-        """For latents of `channels` x `size` x `size`; classes 0, text_width None, low_channels 0: without that
-        condition."""
+        """For latents of `channels` x `size` x `size`; classes 0, text_width None, low_channels 0: none."""
         from diffusion.networks.dit import DiT
 
         return DiT(
@@ -91,8 +90,7 @@ class UNetConfig:
         text_width: int | None = None,
         low_channels: int = 0,
     ) -> UNet:
-        """For latents of `channels` x any size; classes 0, text_width None, low_channels 0: without that
-        condition."""
+        """For latents of `channels` x any size; classes 0, text_width None, low_channels 0: without."""
         from diffusion.networks.unet import UNet
 
         return UNet(
@@ -275,7 +273,7 @@ class LowResolutionConfig:
     factor: int = 2
     """Side of the large image over that of the small one."""
     noise: float = 0.5
-    """Highest level of noise mixed into the small image, 0 to below 1: training draws levels evenly up to it."""
+    """Highest level of noise mixed into the small image, below 1: training draws levels evenly up to it."""
     crop: int | None = None
     """Side of the piece of a large image that a training step sees, px; the whole image if None."""
 

@@ -20,8 +20,7 @@ class Tiled:
     2023, "MultiDiffusion", equation 5).
 
     Tiles are blended at every call, so the whole is drawn as one image; weights fall off linearly in the
-    overlap. Where the network sees no further than half the overlap the answer is that of the whole image, but
-    for the seams' rounding.
+    overlap. Where the network's view is small beside the overlap, the answer is nearly that for the whole.
     """
 
     denoiser: AnyDenoiser

@@ -1,9 +1,9 @@
 """Super-resolution: what a denoiser is told of the small image, and what is left for it to add.
 
-The condition is the small image, enlarged and seen as latents, with noise mixed in at a level that the network
-is told: so it learns not to trust what another model drew (Ho et al., 2022, "Cascaded diffusion models",
-section 4.2). What is denoised is the residual, the large image's latents less those of the enlarged small one,
-as the small image is most of the answer (Li et al., 2022, "SRDiff", section 3.2).
+The condition is the small image, enlarged and seen as latents, with noise mixed in at a level that the
+network is told: so it learns not to trust what another model drew (Ho et al., 2022, "Cascaded diffusion
+models", section 4.2). What is denoised is the residual, the large image's latents less those of the enlarged
+small one, as the small image is most of the answer (Li et al., 2022, "SRDiff", section 3.2).
 """
 
 from __future__ import annotations

@@ -221,7 +221,8 @@ class Generator:
         self.model: LatentModel = latent_model(folder, device=device)
         if self.model.upscaling is not None:
             raise ValueError(
-                f"{folder.storage.url} is an upscaler: name it beside a model that draws, or apply it to images."
+                f"{folder.storage.url} is an upscaler: name it beside a model that draws, "
+                "or apply it to images with `latentmill apply upscale`."
             )
 
     @functools.cached_property

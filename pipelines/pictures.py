@@ -75,6 +75,18 @@ def png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
+def encode(image: Any, suffix: str) -> bytes:
+    """uint8 [h, w, 3] as a file without loss, `png` or `webp`; equal pixels give equal bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    if suffix == "webp":
+        Image.fromarray(image).save(buffer, "WEBP", lossless=True, quality=100, method=4)
+    else:
+        Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
 def decode(data: bytes) -> Image:
     """An image file's bytes (PNG, JPEG, WebP) as an RGB image."""
     from PIL import Image

@@ -112,15 +112,17 @@ def _draw(
         text_width=model.text_width,
         length=length,
     ).to(model.device)
-    shape, low = model.shape, None
+    shape, low, stream = model.shape, None, "generate"
     with torch.no_grad():
         if model.upscaling is not None:
             low = _low(model, drawings)
             shape = (low.shape[1], low.shape[2], low.shape[3])
+            # Of its own for each size: noise that another model of a chain has used would be seen again.
+            stream = f"upscale to {low.shape[2]}"
             level = low.new_tensor([d.level for d in drawings])
-            noise = randomness.normal(seed, indices, shape, "low").to(model.device)
+            noise = randomness.normal(seed, indices, shape, f"{stream}: low").to(model.device)
             condition = model.upscaling.tell(condition, low, noise, level)
-        noise = randomness.normal(seed, indices, shape, "generate").to(model.device)
+        noise = randomness.normal(seed, indices, shape, stream).to(model.device)
         latents = solve(denoiser, noise, condition)
         if model.upscaling is not None and low is not None:
             latents = model.upscaling.restore(latents, low)

@@ -44,9 +44,13 @@ def execution(default: Any) -> Any:
 
 
 def added(default: Any) -> Any:
-    """A field that the stage did not have at first: at its default it leaves the fingerprint as it was, so that
-    what was finished before it came stays finished."""
-    return field(default=default, metadata={"added": True})
+    """A field that the stage did not have at first.
+
+    At its default it leaves the fingerprint as it was: what was finished before it came stays finished.
+    """
+    if dataclasses.is_dataclass(default):
+        return field(default_factory=lambda: default, metadata={"added": default})
+    return field(default=default, metadata={"added": default})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,7 @@ class _Stage(ABC):
         skip |= {
             f.name
             for f in dataclasses.fields(self)
-            if f.metadata.get("added") and getattr(self, f.name) == f.default
+            if "added" in f.metadata and getattr(self, f.name) == f.metadata["added"]
         }
         return {
             f.name: jsonable(getattr(self, f.name))
@@ -197,7 +201,7 @@ class _Stage(ABC):
         return {}
 
     def implied(self, inputs: Inputs, store: Storage) -> Mapping[str, Source | None]:
-        """Inputs that the recipe leaves out and the stage finds itself, when its other inputs are finished."""
+        """Inputs that the recipe leaves out and the stage finds itself, once its other inputs are finished."""
         return {}
 
     def bytes_needed(self, inputs: Inputs) -> int:

@@ -118,7 +118,8 @@ class Upscaler:
         assert drawing.small is not None
         if not 0 <= drawing.level <= self.model.upscaling.noise:
             raise ValueError(
-                f"level is {drawing.level}; this upscaler learned levels from 0 to {self.model.upscaling.noise:g}."
+                f"level is {drawing.level}; "
+                f"this upscaler learned levels from 0 to {self.model.upscaling.noise:g}."
             )
         least = self.model.tile * self.model.autoencoder.factor // self.factor
         if self.folder.record["network"]["kind"] == "dit" and min(drawing.small.shape[:2]) < least:
@@ -133,5 +134,6 @@ def check(folder: SnapshotFolder) -> None:
     """`ValueError` for a snapshot that is no upscaler."""
     if not folder.record.get("upscaling"):
         raise ValueError(
-            f"{folder.storage.url} is no upscaler: give a snapshot of a train stage that had `low_resolution`."
+            f"{folder.storage.url} is no upscaler: "
+            "give a snapshot of a train stage that had `low_resolution`."
         )

@@ -78,6 +78,16 @@ PACKAGES: dict[str, Package] = {
         licence="MIT",
         source="holistically-nested edge detection (Xie and Tu, 2015): a VGG16 fine-tuned on BSDS500",
     ),
+    "lpips-heads": Package(
+        requirement="lpips==0.1.4",
+        module="lpips",
+        folder="weights/v0.1",
+        files={
+            "vgg.pth": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        },
+        licence="BSD-2-Clause",
+        source="linear heads of LPIPS v0.1 for a VGG16 (Zhang et al., 2018), from people's judgements",
+    ),
 }
 
 

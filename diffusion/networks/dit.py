@@ -67,7 +67,7 @@ class DiT(nn.Module):
         classes: number of classes; id `classes` means none. 0 for a network without.
         text_width: channels of the text tokens and of the pooled vector; None for a network without.
         cross_every: one block in so many has cross-attention, counted from the first.
-        low_channels: of the small image's latents, which it sees beside its own (`Conditioning.low`); 0 without.
+        low_channels: of the small image's latents, seen beside its own (`Conditioning.low`); 0 without.
     """
 
     cosine: Tensor

@@ -36,9 +36,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(condition, 2 * outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        for layer in (self.conv2, self.modulation):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.conv2.parameters(), *self.modulation.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b d"]
@@ -105,8 +104,8 @@ class UNet(nn.Module):
                 self.grow.append(nn.Conv2d(wide, 4 * widths[level - 1], 1))
         self.norm = ChannelNorm(widths[0])
         self.last = nn.Conv2d(widths[0], channels * stem**2, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)
 
     def forward(

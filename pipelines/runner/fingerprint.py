@@ -28,8 +28,8 @@ class Identity:
     version: int
     meaning: Mapping[str, Any]
     inputs: Mapping[str, str | None]
-    """Input (`field`, or `field.0`, ... where a field names several) -> digest of the columns that are read, or
-    of the snapshot; None for one that is not set."""
+    """Input (`field`, or `field.0`, ... where it names several) -> digest of the columns that are read, or of
+    the snapshot; None for one that is not set."""
     external: Mapping[str, str]
 
     @classmethod
@@ -79,7 +79,7 @@ def _digests(
     stage: AnyStage, inputs: Inputs, kinds: tuple[str, ...] = ("dataset", "snapshot", "report")
 ) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
-    added = {f.name for f in dataclasses.fields(stage) if f.metadata.get("added")}
+    added = {f.name for f in dataclasses.fields(stage) if "added" in f.metadata}
     for name, mark in stage.inputs().items():
         if mark.kind in kinds and not (name in added and inputs.get(name) is None):
             columns = stage.columns(name) if mark.kind == "dataset" else ()

@@ -135,14 +135,8 @@ class UpscalerEvaluation:
             measured[job.method][job.start : job.start + len(values)] = values
             shown[job.method] |= dict(enumerate(images, job.start))
             done += len(job.places)
-            self.session.event(
-                {
-                    "kind": "progress",
-                    "done": done,
-                    "total": len(jobs) and len(places) * len(methods),
-                    "unit": "images",
-                }  # fmt: skip
-            )
+            total = len(places) * len(methods)
+            self.session.event({"kind": "progress", "done": done, "total": total, "unit": "images"})
         self._picture(places, shown)
         return self._write(measured)
 

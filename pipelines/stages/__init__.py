@@ -13,8 +13,10 @@ STAGES: dict[str, str] = {
     "embed": "pipelines.stages.embed:Embed",
     "train": "pipelines.stages.train:Train",
     "generate": "pipelines.stages.generate:Generate",
+    "upscale": "pipelines.stages.upscale:Upscale",
     "augment": "pipelines.stages.augment:Augment",
     "evaluate": "pipelines.stages.evaluate:Evaluate",
+    "evaluate_upscaler": "pipelines.stages.evaluate_upscaler:EvaluateUpscaler",
     "promote": "pipelines.stages.promote:Promote",
     "judge": "pipelines.stages.judge:Judge",
 }

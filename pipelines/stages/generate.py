@@ -12,9 +12,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from diffusion.config import GuidanceConfig, HeunConfig, SamplerConfig
 from pipelines.prompts import asks, class_id, read_file
 from pipelines.shards import canonical
-from pipelines.stage import Input, Inputs, Row, Sample, ShardPlan, ShardStage, jsonable
+from pipelines.stage import Input, Inputs, Row, Sample, ShardPlan, ShardStage, added, jsonable
 
 _PIXEL_BYTES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalingConfig:
+    """How upscalers behind a model draw."""
+
+    level: float = 0.1
+    """Noise mixed into what is enlarged, 0 to 1: the more, the less an upscaler trusts what was drawn."""
+    sampler: SamplerConfig = HeunConfig(steps=8)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level < 1:
+            raise ValueError(f"level is {self.level}; it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +36,15 @@ class Generate(ShardStage):
 
     An image depends on the snapshot, `seed`, its index, its prompt and class, and the sampler's settings:
     not on how many are drawn, how they are cut into shards, or where. Members: png or webp, json, and txt
-    and cls where known.
+    and cls where known. With `upscalers` each image is drawn again, larger, by one after the other.
     """
 
     version: ClassVar[int] = 1
     accelerated: ClassVar[bool] = True
 
     model: Annotated[str, Input("snapshot")]
+    upscalers: Annotated[tuple[str, ...], Input("snapshot")] = ()
+    """Each enlarges what the one before drew: train stages that had `low_resolution`."""
     images: Annotated[str | None, Input("dataset", ("cls",))] = None
     """Whose classes are drawn as often as its train split has them."""
     captions: Annotated[str | None, Input("dataset", ("captions.json",))] = None
@@ -47,6 +62,8 @@ class Generate(ShardStage):
     guidance: GuidanceConfig = GuidanceConfig()
     micro_batch: int = 16
     """Images a forward call, which the last is padded to: float results depend on it."""
+    upscaling: UpscalingConfig = added(UpscalingConfig())
+    """How the upscalers draw."""
     format: Literal["png", "webp"] = "png"
     """Of the files; both without loss."""
     samples_per_shard: int = 256
@@ -91,7 +108,10 @@ class Generate(ShardStage):
         return f"{self.count:,} images of {asked}"
 
     def bytes_needed(self, inputs: Inputs) -> int:
-        return self.count * (inputs["model"].record["resolution"] ** 2 * _PIXEL_BYTES + 2048)
+        side = inputs["model"].record["resolution"]
+        for upscaler in inputs["upscalers"]:
+            side *= upscaler.record.get("upscaling", {}).get("factor", 1)
+        return self.count * (side**2 * _PIXEL_BYTES + 2048)
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
         starts = range(0, self.count, self.samples_per_shard)
@@ -107,7 +127,9 @@ class Generate(ShardStage):
 
     def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
         indices = range(shard.data["start"], shard.data["start"] + shard.count)
-        model = inputs["model"].digest()
+        model: Any = inputs["model"].digest()
+        if inputs["upscalers"]:
+            model = [model, *(upscaler.digest() for upscaler in inputs["upscalers"])]
         rows = []
         for index, (prompt, label) in zip(indices, self._asked(inputs, indices), strict=True):
             data = {"index": index, "prompt": prompt, "label": label}
@@ -116,11 +138,13 @@ class Generate(ShardStage):
         return sorted(rows, key=lambda row: row.key)
 
     def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
-        from pipelines import sampling
+        from pipelines import pictures, sampling
         from pipelines.models import Generator
+        from pipelines.upscaler import Upscaler
 
         snapshot = inputs["model"]
         generator = Generator(snapshot)
+        upscalers = [Upscaler(one) for one in inputs["upscalers"]]
         classes = self._classes(inputs)
         provenance = {
             "generated": True,
@@ -132,6 +156,11 @@ class Generate(ShardStage):
             "snapshot": snapshot.digest(),
             "images_seen": snapshot.record["images_seen"],
         }
+        if upscalers:
+            provenance |= {
+                "upscalers": [one.digest() for one in inputs["upscalers"]],
+                "upscaling": jsonable(self.upscaling),
+            }
 
         def generate(shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:
             embeddings = generator.embed([r.data["prompt"] for r in rows if r.data["prompt"] is not None])
@@ -151,6 +180,14 @@ class Generate(ShardStage):
                 guidance=self.guidance,
                 micro_batch=self.micro_batch,
             )
+            for upscaler in upscalers:
+                larger = [
+                    sampling.Drawing(index=row.data["index"], small=image, level=self.upscaling.level)
+                    for row, image in zip(rows, images, strict=True)
+                ]
+                images = upscaler.draw(
+                    larger, seed=self.seed, sampler=self.upscaling.sampler, micro_batch=self.micro_batch
+                )
             for row, image in zip(rows, images, strict=True):
                 prompt, label = row.data["prompt"], row.data["label"]
                 said = {
@@ -160,7 +197,7 @@ class Generate(ShardStage):
                     "label": label,
                     **provenance,
                 }
-                members = {self.format: _encoded(image, self.format), "json": canonical(said)}
+                members = {self.format: pictures.encode(image, self.format), "json": canonical(said)}
                 if prompt is not None:
                     members["txt"] = prompt.encode()
                 if label is not None:
@@ -225,16 +262,3 @@ class Generate(ShardStage):
 
 def _known(label: str | None, classes: Sequence[str]) -> int | None:
     return class_id(label, classes) if label is not None and classes else None
-
-
-def _encoded(image: Any, suffix: str) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    if suffix == "webp":
-        Image.fromarray(image).save(buffer, "WEBP", lossless=True, quality=100, method=4)
-    else:
-        Image.fromarray(image).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()

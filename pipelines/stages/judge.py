@@ -39,12 +39,12 @@ class Judge(Stage):
     """All that was generated, for the arm without real images; those in `augmented` if None."""
     seeds: int = 5
     """Classifiers of each arm. A larger number adds to a smaller."""
-    images_seen: int = 38_400
+    images_seen: int = 19_200
     """Images that each classifier sees, whatever it is trained on."""
     batch: int = 64
     """Images a step."""
     optimization: OptimizationConfig = OptimizationConfig(
-        lr=3e-3, weight_decay=0.05, warmup=3_200, cooldown=19_200, ema=0.05
+        lr=3e-3, weight_decay=0.05, warmup=1_600, cooldown=9_600, ema=0.05
     )
     lrs: tuple[float, ...] = ()
     """Learning rates of which each arm takes the best on the validation split; `optimization.lr` if empty."""
@@ -53,13 +53,13 @@ class Judge(Stage):
     empty."""
     choosing_seeds: int = 2
     """Classifiers for each choice on offer."""
-    width: int = 32
+    width: int = 16
     """Channels of the classifier's first level, a multiple of 8."""
     size: int = 32
     """Side in px that images are brought to, a multiple of 8."""
     flips: bool = True
     """Mirrors half of the images left to right, in every arm."""
-    shift: int = 2
+    shift: int = 1
     """Moves images by up to so many px each way, in every arm."""
     beta: float = 0.999
     """Of the class-balanced loss, weights (1 - beta) / (1 - beta^n): 0 for none, towards 1 for 1 / n."""

@@ -31,7 +31,7 @@ class Train(Stage):
     """Trains a denoiser of latents; the snapshot holds its averaged weights and all that drawing takes.
 
     With `text` it follows prompts, with `images` that have classes it follows those; with neither it is
-    unconditional. With `low_resolution` it is an upscaler: told each of the `originals` shrunk, it draws it large.
+    unconditional. With `low_resolution` it is an upscaler: told an image shrunk, it draws it large.
     """
 
     version: ClassVar[int] = 1

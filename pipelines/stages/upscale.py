@@ -30,8 +30,8 @@ class Upscale(ShardStage):
     model: Annotated[str, Input("snapshot")]
     """An upscaler: a train stage that had `low_resolution`."""
     level: float = 0.0
-    """Noise mixed into the small images: 0 for clean ones, .1 to .3 for drawn or compressed ones; at most what
-    training saw."""
+    """Noise mixed into the small images: 0 for clean ones, .1 to .3 for drawn or compressed ones, and at most
+    what training saw."""
     seed: int = 0
     sampler: SamplerConfig = HeunConfig(steps=8)
     micro_batch: int = 4

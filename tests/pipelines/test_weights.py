@@ -53,7 +53,7 @@ def test_other_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="efficientnet-lite0, hed, minilm"):
+    with pytest.raises(ValueError, match="efficientnet-lite0, hed, lpips-heads, minilm"):
         weights.load("inception")
 
 

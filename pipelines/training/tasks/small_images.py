@@ -52,8 +52,8 @@ class SmallImages:
         side = config.crop or min(height, width)
         if side > min(height, width) or side % self.grid or height % self.grid or width % self.grid:
             raise ValueError(
-                f"Images of {width} x {height} px and a crop of {side} px: an upscaler by {config.factor} takes "
-                f"sides that are multiples of {self.grid}, and a crop no larger than the images."
+                f"Images of {width} x {height} px and a crop of {side} px: an upscaler by {config.factor} "
+                f"takes sides that are multiples of {self.grid}, and a crop no larger than the images."
             )
 
     def whole(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
