@@ -31,6 +31,7 @@ def commands() -> Any:
     from pipelines.commands.generate import Generate
     from pipelines.commands.init import Init
     from pipelines.commands.jobs import Jobs
+    from pipelines.commands.models import Models
     from pipelines.commands.plan import Plan
     from pipelines.commands.run import Run
     from pipelines.commands.submit import Submit
@@ -44,6 +45,7 @@ def commands() -> Any:
         | Annotated[Jobs, subcommand("jobs")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Export, subcommand("export")]
+        | Annotated[Models, subcommand("models")]
         | Annotated[Ui, subcommand("ui")]
     )
 
