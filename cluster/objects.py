@@ -198,7 +198,7 @@ class ObjectStorage(Storage):
                     f"{self.url} asks for credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                     "or AWS_PROFILE."
                 ) from error
-            if kinds & {"HTTPClientError", "ClientConnectionError", "ConnectTimeoutError"}:
+            if kinds & {"HTTPClientError", "ConnectionError", "ClientConnectionError"}:
                 # An OSError, so that whoever can wait for the store does.
                 raise ConnectionError(f"{self.url} does not answer ({_line(error)}).") from error
             raise
@@ -212,7 +212,11 @@ def _connect(scheme: str, process: int, surroundings: tuple[str | None, ...]) ->
     # Listings are never trusted from a cache: another driver writes into the same store.
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":
-        options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10}
+        tries = int(os.environ.get("AWS_MAX_ATTEMPTS", "5"))
+        options["config_kwargs"] = {
+            "retries": {"mode": "standard", "max_attempts": tries},
+            "connect_timeout": 10,
+        }
         if surroundings[0] or surroundings[1]:
             # Behind another endpoint than AWS there is rarely a name for each bucket.
             options["config_kwargs"]["s3"] = {"addressing_style": "path"}
