@@ -87,11 +87,15 @@ def run_gang(
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if cancelled.is_set():
         raise GangStopped(f"{name} was interrupted.")
     run = f"{name}-{time.time_ns():x}"
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, name=f"events of {run}").remote()
+    # Beside the driver: a node that is lost takes workers away, and not what they have told.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "name": f"events of {run}", "scheduling_strategy": here}
+    mailbox: Any = ray.remote(Mailbox).options(**options).remote()
     each = {"CPU": resources.cpus or 1.0}
     if resources.gpus:
         each["GPU"] = resources.gpus
