@@ -72,7 +72,15 @@ class ObjectStorage(Storage):
     def exists(self, name: str) -> bool:
         path = self._path(name)
         with self._plainly():
-            return bool(self.filesystem.isfile(path))
+            if self._scheme != "s3":
+                return bool(self.filesystem.isfile(path))
+            # isfile would also list what lies below the name, at the price of a write
+            bucket, key, _ = self.filesystem.split_path(path)
+            try:
+                self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+            except FileNotFoundError:
+                return False
+            return True
 
     def size(self, name: str) -> int:
         path = self._path(name)
