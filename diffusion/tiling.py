@@ -20,7 +20,7 @@ class Tiled:
     2023, "MultiDiffusion", equation 5).
 
     Tiles are blended at every call, so the whole is drawn as one image; weights fall off linearly in the
-    overlap. Where the network's view is small beside the overlap, the answer is nearly that for the whole.
+    overlap. Where the network sees no further than a quarter of the overlap, the answer is that for the whole.
     """
 
     denoiser: AnyDenoiser
@@ -64,10 +64,11 @@ class Tiled:
             yield slice(start, start + size)
 
     def _ramp(self, span: slice, length: int, like: Tensor) -> Float[Tensor, " n"]:
-        """Weights along a side of a tile: 1 inside, falling to almost 0 where a neighbour takes over."""
+        """Weights along a side of a tile: 1 inside, 0 for the last quarter of the overlap, and a ramp between."""
         size = span.stop - span.start
         place = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
         far = torch.full_like(place, float("inf"))
         left = place if span.start > 0 else far
         right = size - place if span.stop < length else far
-        return (torch.minimum(left, right) / max(self.overlap, 1)).clamp(max=1.0)
+        inner = torch.minimum(left, right) - self.overlap / 4
+        return (inner / max(self.overlap / 2, 0.5)).clamp(0, 1)

@@ -83,7 +83,10 @@ def shrink(images: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c 
 
 def enlarge(images: Float[Tensor, "b c i j"], factor: int) -> Float[Tensor, "b c h w"]:
     """Images `factor` times larger, bicubic: where an upscaler starts, and what it must beat."""
-    return F.interpolate(images, scale_factor=factor, mode="bicubic", align_corners=False).clamp(-1, 1)
+    # "antialias" does nothing to what grows, but has the usual cubic (a = -0.5; Keys, 1981), not torch's own.
+    size = (images.shape[-2] * factor, images.shape[-1] * factor)
+    large = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    return large.clamp(-1, 1)
 
 
 @torch.no_grad()
