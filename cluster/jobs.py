@@ -27,8 +27,8 @@ ANSWER = 5.0
 """Seconds that a cluster has to take a connection."""
 POLL = 0.5
 """Seconds between two looks at a job that has not started."""
-STOP_SECONDS = 15
-"""Seconds that a stopped job has to write down where it stands."""
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
+"""A job that is stopped has seconds to write down where it stands. Python sees no SIGTERM: Ray takes it."""
 ENDED = ("stopped", "succeeded", "failed")
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a driver of the job that it is; the variable is called so."""
@@ -161,8 +161,7 @@ class JobServer:
             packages: folders of Python packages that every process of the job can import.
             environment: for the job's processes, readable in the dashboard.
         """
-        stop = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-        runtime: dict[str, Any] = {"env_vars": {**stop, **environment}}
+        runtime: dict[str, Any] = {"env_vars": {**STOPPING, **environment}}
         if packages:
             runtime["py_modules"] = [str(package) for package in packages]
         with tempfile.TemporaryDirectory(prefix="latentmill-job-") as folder:

@@ -27,6 +27,7 @@ def commands() -> Any:
     """The union of all commands, for tyro."""
     from tyro.conf import subcommand
 
+    from pipelines.commands.apply import Apply
     from pipelines.commands.export import Export
     from pipelines.commands.generate import Generate
     from pipelines.commands.init import Init
@@ -44,6 +45,7 @@ def commands() -> Any:
         | Annotated[Submit, subcommand("submit")]
         | Annotated[Jobs, subcommand("jobs")]
         | Annotated[Generate, subcommand("generate")]
+        | Annotated[Apply, subcommand("apply")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Models, subcommand("models")]
         | Annotated[Ui, subcommand("ui")]
@@ -56,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except KeyboardInterrupt:
+        from cluster.jobs import current
+
         again = f"; `{program()} {shlex.join(given)}` goes on from here" if given[0] == "run" else ""
+        again = "; submitted again, it goes on from here" if current() is not None else again
         print(f"\nlatentmill: stopped{again}.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `latentmill ... | head`

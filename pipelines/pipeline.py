@@ -83,7 +83,9 @@ def run(
         running.report()
         bus.listeners.append(running.journal)
         if isinstance(chosen, RayExecutor):
-            bus.listeners.append(Meters(recipe.name))
+            meters = Meters(recipe.name)
+            stack.callback(meters.close)
+            bus.listeners.append(meters)
         if record:
             bus.listeners.append(stack.enter_context(recorded(store, recipe, bus)))
         try:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.jobs import current
 from cluster.storage import LocalStorage, Storage, cache_folder
 from pipelines.recording.spool import Record, Spool, files
 
@@ -166,7 +167,7 @@ class Tracker:
         except (FileNotFoundError, ValueError, KeyError):
             self._run = uuid.uuid4().hex
             self._identity.write_text(json.dumps({"run": self._run}))
-        self._append("run", self._run, name=self._recipe, recipe=self._resolved)
+        self._append("run", self._run, name=self._recipe, recipe=self._resolved, tags=job_tags())
         self._process = self.destination.flush()
 
     def _start(self, stage: str, event: Event) -> None:
@@ -235,6 +236,19 @@ class Tracker:
         assert self._spool is not None
         full: Record = {"kind": kind, "id": identity, "time": int(time.time() * 1000), **record}
         self._spool.append(full)
+
+
+def job_tags() -> dict[str, str]:
+    """The way from an MLflow run to the Ray job that it was last made by; nothing outside a job."""
+    job = current()
+    if job is None:
+        return {}
+    page = f"{job.metadata.get('dashboard', '')}/#/jobs/{job.id}"
+    return {
+        "latentmill.job": job.id,
+        "latentmill.dashboard": page,
+        "mlflow.note.content": f"Ray job [{job.id}]({page}), store `{job.metadata.get('store', '')}`",
+    }
 
 
 def facts(manifest: Mapping[str, Any], *, url: str) -> dict[str, Any]:

@@ -49,13 +49,15 @@ class Run:
     """Print JSON when it is over, and nothing before."""
 
     def __call__(self, flags: Sequence[str]) -> int:
+        from cluster.jobs import current
         from pipelines import config
         from pipelines.runner.plan import plan
 
         if self.recipe is None:
             return self._list()
-        # What ends a job or a container gives it some seconds to say where it stands, as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if current() is not None:
+            # How a job is stopped; a cluster that a script has started in the background ignores it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         recipe = config.load(self.recipe, flags)
         place = store(self.store)
         planned = plan(recipe, place, until=self.until, force=self.force)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -99,4 +100,7 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     os.nice(5)
+    # A job that is stopped has all its processes told; this one ends when the driver's last words are flushed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(main())

@@ -77,6 +77,8 @@ class Ledger:
     def _write_run(self, record: Record, writer: str) -> None:
         run = self._open(record, name=record["name"], writer=writer, parent=None)
         self.client.log_text(run, record["recipe"], "recipe.yaml")
+        for key, value in record.get("tags", {}).items():
+            self.client.set_tag(run, key, value)
 
     def _write_run_end(self, record: Record, writer: str) -> None:
         self.client.set_terminated(self._run(record), record["status"], record["time"])

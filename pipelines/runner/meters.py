@@ -22,6 +22,8 @@ WINDOW = 5.0
 
 
 class Meters:
+    """Call it with each event of a run on Ray; `close` it before the connection is."""
+
     def __init__(self, recipe: str) -> None:
         self._recipe = recipe
         self._gauges = Gauges(GAUGES, TAGS)
@@ -43,6 +45,9 @@ class Meters:
         elif kind == "stage_end":
             self._set(stage, running=0, images_per_second=0)
             self._since.pop(stage, None)
+
+    def close(self) -> None:
+        self._gauges.close()
 
     def _progress(self, stage: str, event: Mapping[str, Any]) -> None:
         done, now = float(event["done"]), float(event["time"])
