@@ -3,11 +3,12 @@
     python infra/local/up.py                      prints what to export, and waits for ctrl-c
     python infra/local/up.py -- latentmill ...    runs a command with that environment, then stops
 
-A Ray head and workers that ask for a token, an MLflow server on PostgreSQL, an S3 server (moto) and Prometheus,
-each on a free port of the loopback interface. Debian's packages `postgresql` and `prometheus` must be there.
+A Ray head and workers that ask for a token, an MLflow server on PostgreSQL, an S3 server (moto) and
+Prometheus, each on a free port of the loopback interface. It needs Debian's packages `postgresql` and
+`prometheus`.
 
-With `--isolated` (as root) each Ray node is as good as a machine of its own: its own processes, /tmp and shared
-memory, and the project's folder is empty on it. Nothing is shared then but the network.
+With `--isolated` (as root) each Ray node is as good as a machine of its own: its own processes, /tmp and
+shared memory, and the project's folder is empty on it. Nothing is shared then but the network.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ mkdir -p "$PYTHON"
 mount --bind /mnt/python "$PYTHON"
 exec "$@"
 """
-"""Makes a node of a process: /tmp is its own folder, and of the project it has only the Python environment."""
+"""Makes a node of a process: /tmp is its own folder, and of the project it has only Python."""
 
 
 def missing(*, isolated: bool = False) -> list[str]:
@@ -247,7 +248,8 @@ class Cluster:
         config = self.folder / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 2s}\n"
-            f"scrape_configs: [{{job_name: ray, file_sd_configs: [{{files: [{targets}], refresh_interval: 2s}}]}}]\n"
+            "scrape_configs:\n"
+            f"  - {{job_name: ray, file_sd_configs: [{{files: [{targets}], refresh_interval: 2s}}]}}\n"
         )
         command = ["prometheus", f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}"]
         self._run("prometheus", [*command, f"--storage.tsdb.path={self.folder / 'prometheus'}"])
@@ -266,9 +268,15 @@ class Cluster:
         kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
         with open(self.folder / f"{name}.log", "wb") as log:
             process = self._started[name] = subprocess.Popen(
-                command, env={**kept, **self.environment, **(more or {}), **mark}, user=user,
-                cwd=cwd or self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                command,
+                env={**kept, **self.environment, **(more or {}), **mark},
+                user=user,
+                cwd=cwd or self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         return process
 
     def _mark(self, name: str) -> str:
