@@ -11,7 +11,7 @@ BEAT = 5.0
 
 
 class Gauges:
-    """Values by name and labels, each shown as `ray_<name>` on the nodes' `--metrics-export-port` until `close`.
+    """Values by name and labels, shown as `ray_<name>` on a node's `--metrics-export-port` until `close`.
 
     What is set before this process is connected to Ray is shown when it is.
     """

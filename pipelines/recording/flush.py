@@ -100,7 +100,7 @@ def _say(text: str) -> None:
 
 if __name__ == "__main__":
     os.nice(5)
-    # A job that is stopped has all its processes told; this one ends when the driver's last words are flushed.
+    # All processes of a job that is stopped are told; this one ends when the driver's last words are flushed.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(main())
