@@ -18,6 +18,8 @@ PACKAGE = "package:"
 """In front of a path within this package, which every machine has somewhere else."""
 URL = re.compile(r"(?P<scheme>s3|gs|az|file):/+(?P<rest>.*)", re.DOTALL)
 """Of a file; a `Path` makes one slash of the two."""
+PLACEHOLDER = "BUCKET"
+"""What shipped recipes say for a bucket; no bucket has capital letters."""
 _HERE = Path(__file__).resolve().parent
 
 
@@ -37,6 +39,8 @@ def at_hand(path: str | Path) -> Path:
         return Path(text).expanduser()
     if url["scheme"] == "file":
         return Path("/", url["rest"])
+    if url["rest"].partition("/")[0] == PLACEHOLDER:
+        raise ValueError(f"{url['scheme']}://{url['rest']}: write your bucket's name for {PLACEHOLDER}.")
     folder, _, name = f"{url['scheme']}://{url['rest'].rstrip('/')}".rpartition("/")
     parent = Storage.at(folder)
     return parent.local(name) if parent.exists(name) else _copy(parent.folder(name))

@@ -1,11 +1,11 @@
-"""`latentmill plan`: what a run would do."""
+"""`latentmill plan`: what a run would do, and what it would take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from json import dumps as write_json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipelines.config import Recipe
+    from pipelines.costs.estimate import Cost, Costs
     from pipelines.runner.plan import Plan as PipelinePlan
 
-MARKS = {"done": ("green", "✓"), "run": ("bold", "▸"), "after": ("dim", "·")}
+MARKS = {"done": ("green", "✓"), "run": ("bold", "▸"), "after": ("dim", "·"), "missing": ("yellow", "?")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Show what `run` would do, and why: nothing is run."""
+    """Show what `run` would do and why, and the bytes and hours it would take: nothing is run.
+
+    A source that is not there yet is supposed to have --images images.
+    """
 
     recipe: Annotated[Positional[str], shown_as("RECIPE")]
     """A recipe's file, or the name of a shipped one."""
@@ -31,6 +35,12 @@ class Plan:
     """Only this stage and those it needs."""
     force: Annotated[UseAppendAction[tuple[str, ...]], shown_as("STAGE")] = ()
     """A stage that would run though it is finished; may be repeated."""
+    images: Annotated[int | None, shown_as("INT", default="(1,000,000)")] = None
+    """Images of a source that is not there yet."""
+    gpu: Literal["h100", "a100"] = "h100"
+    """Which GPU is reckoned with, where stages ask for GPUs."""
+    gpu_hour: Annotated[float | None, shown_as("PRICE")] = None
+    """Price of an hour of one GPU: adds what the run would cost."""
     store: StorePath = None
     """Where results lie."""
     fields: Switch = False
@@ -40,23 +50,50 @@ class Plan:
 
     def __call__(self, flags: Sequence[str]) -> int:
         from pipelines import config
+        from pipelines.costs.estimate import estimate
         from pipelines.runner.plan import plan
 
         recipe = config.load(self.recipe, flags)
         if self.fields:
             return self._fields(recipe)
-        planned = plan(recipe, store(self.store), until=self.until, force=self.force)
+        planned = plan(recipe, store(self.store), until=self.until, force=self.force, lenient=True)
+        costs = estimate(planned, images=self.images, gpu=self.gpu)
         if self.json:
-            say_json(
-                {
-                    "recipe": planned.recipe,
-                    "store": planned.store,
-                    "stages": [s.as_json() for s in planned.stages],
-                }
-            )
+            say_json(self._as_json(planned, costs))
         else:
-            console().print(table(planned))
+            screen = console()
+            screen.print(table(planned, costs))
+            for line in self._told(costs):
+                screen.print(line, markup=False, style="dim", soft_wrap=True)
         return 0
+
+    def _as_json(self, planned: PipelinePlan, costs: Costs) -> dict[str, Any]:
+        price = None if self.gpu_hour is None else self.gpu_hour * costs.gpu_hours
+        return {
+            "recipe": planned.recipe,
+            "store": planned.store,
+            "stages": [s.as_json() | {"cost": asdict(costs.stages[s.name])} for s in planned.stages],
+            "cost": asdict(costs.total) | {"gpu_hours": costs.gpu_hours, "price": price},
+            "assumptions": list(costs.assumptions),
+        }
+
+    def _told(self, costs: Costs) -> list[str]:
+        """What all that is left takes, and what was supposed to say so; nothing where nothing is left."""
+        total = costs.total
+        if all(cost.measured for cost in costs.stages.values()):
+            return []
+        parts = [f"{size(total.bytes)} in the store", f"{duration(total.seconds)} one after another"]
+        if costs.gpu_hours:
+            parts.append(f"{costs.gpu_hours:,.1f} GPU hours")
+            if self.gpu_hour is not None:
+                parts.append(f"{self.gpu_hour * costs.gpu_hours:,.0f} at {self.gpu_hour:g} an hour")
+        parts.append(f"{total.flops:.1e} FLOP")
+        told = ["", f"about      {', '.join(parts)}"]
+        head = "supposing  "
+        for line in costs.assumptions:
+            told.append(head + line)
+            head = " " * len(head)
+        return told
 
     def _fields(self, recipe: Recipe) -> int:
         from rich.markup import escape
@@ -78,8 +115,8 @@ class Plan:
         return 0
 
 
-def table(planned: PipelinePlan) -> RenderableType:
-    """One line a stage: its state, what it takes, and why it runs."""
+def table(planned: PipelinePlan, costs: Costs | None = None) -> RenderableType:
+    """One line a stage: its state, what it does, what it takes, and why it runs."""
     from rich.table import Table
     from rich.text import Text
 
@@ -89,15 +126,40 @@ def table(planned: PipelinePlan) -> RenderableType:
     rows.add_column(width=1)
     rows.add_column(no_wrap=True, min_width=max(map(len, names.values())))
     rows.add_column(no_wrap=True, overflow="ellipsis", ratio=3)
+    for _ in range(2 if costs else 0):
+        rows.add_column(no_wrap=True, justify="right")
     rows.add_column(no_wrap=True, overflow="ellipsis", ratio=2)
     for stage in planned.stages:
         style, mark = MARKS[stage.state]
         why = "finished" if stage.state == "done" else stage.reason
-        told = (
-            Text(mark, style),
-            Text(names[stage.name], style),
-            Text(stage.stage.summary()),
-            Text(why, "dim"),
-        )
-        rows.add_row(*told)
+        told = [Text(mark, style), Text(names[stage.name], style), Text(stage.stage.summary())]
+        told += [Text(text, "dim") for text in _cost(costs.stages[stage.name])] if costs else []
+        rows.add_row(*told, Text(why, "dim"))
     return rows
+
+
+def _cost(cost: Cost) -> tuple[str, str]:
+    about = "" if cost.measured else "~"
+    return (
+        "" if cost.bytes is None else about + size(cost.bytes),
+        "" if cost.seconds is None else about + duration(cost.seconds),
+    )
+
+
+def size(count: float | None) -> str:
+    """740 B, 3.1 MB, 1.2 TB."""
+    count = count or 0.0
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """40 s, 12 min, 3.5 h, 20 days."""
+    seconds = seconds or 0.0
+    for unit, length, most in (("s", 1, 100), ("min", 60, 100)):
+        if seconds < most * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h" if seconds < 96 * 3600 else f"{seconds / 86400:.0f} days"

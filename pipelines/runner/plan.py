@@ -14,7 +14,9 @@ from pipelines.runner.artifacts import Source, finished, locate, opened
 from pipelines.runner.fingerprint import AnyStage, Identity
 from pipelines.stage import Kind, Stage
 
-State = Literal["done", "run", "after"]
+State = Literal["done", "run", "after", "missing"]
+MISSING = (ValueError, OSError)
+"""How it shows that what a stage reads is not there, or cannot be read."""
 
 
 class Recipe(Protocol):
@@ -82,14 +84,21 @@ class Planner:
     """Follows a recipe while it runs: a stage is known as soon as its inputs are finished."""
 
     def __init__(
-        self, recipe: Recipe, store: Storage, *, until: str | None = None, force: Iterable[str] = ()
+        self,
+        recipe: Recipe,
+        store: Storage,
+        *,
+        until: str | None = None,
+        force: Iterable[str] = (),
+        lenient: bool = False,
     ) -> None:
         """`until`: only this stage and what it needs. `force`: stages that run though they are finished.
+        `lenient`: what a stage reads from outside may be missing still; its state says so.
 
         Raises:
             ValueError: an unknown name, a stage that reads none or the wrong kind, or stages in a circle.
         """
-        self.recipe, self.store = recipe, store
+        self.recipe, self.store, self.lenient = recipe, store, lenient
         self.order = _order(recipe)
         self.forced = set(force)
         for name in (*self.forced, *([until] if until else [])):
@@ -111,7 +120,14 @@ class Planner:
         """The stage as it stands now; looked up again until it is done."""
         known = self._known.get(name)
         if known is None or known.state == "after":
-            known = self._known[name] = self._look(name)
+            try:
+                known = self._look(name)
+            except MISSING as error:
+                if not self.lenient:
+                    raise
+                stage, reason = self.recipe.stages[name], next(iter(str(error).splitlines()), "unreadable")
+                known = PlannedStage(name=name, stage=stage, state="missing", reason=reason)
+            self._known[name] = known
         return known
 
     def finish(self, name: str) -> None:
@@ -187,13 +203,20 @@ class Planner:
         return f"changed: {changed}" if changed else "not finished"
 
 
-def plan(recipe: Recipe, store: Storage, *, until: str | None = None, force: Iterable[str] = ()) -> Plan:
-    """What would run, and why.
+def plan(
+    recipe: Recipe,
+    store: Storage,
+    *,
+    until: str | None = None,
+    force: Iterable[str] = (),
+    lenient: bool = False,
+) -> Plan:
+    """What would run, and why; `lenient` as for the planner.
 
     Raises:
         ValueError: the recipe's inputs do not fit together.
     """
-    return Planner(recipe, store, until=until, force=force).plan()
+    return Planner(recipe, store, until=until, force=force, lenient=lenient).plan()
 
 
 LAST = "last.json"
