@@ -65,7 +65,10 @@ class TrainingState:
         for key, tensor in _under("optimizer.", tensors).items():
             name, _, slot = key.rpartition(".")
             parameter = parameters[name]
-            self.optimizer.state[parameter][slot] = tensor.to(parameter.device, copy=True)
+            # In the parameter's own memory order: the fused optimizer takes it for granted.
+            place = parameter if tensor.shape == parameter.shape else tensor
+            restored = torch.empty_like(place, dtype=tensor.dtype, device=parameter.device)
+            self.optimizer.state[parameter][slot] = restored.copy_(tensor)
         self.skipped.copy_(tensors["skipped"])
         self.images_seen = int(tensors["images_seen"])
 

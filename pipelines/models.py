@@ -136,7 +136,7 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     from diffusion.denoiser import Denoiser
     from diffusion.latents import LatentStatistics
     from diffusion.upscaling import Upscaling
-    from pipelines.sampling import LatentModel
+    from pipelines.sampling import LatentModel, tile
 
     record = folder.record
     if record.get("task") != "denoiser":
@@ -159,8 +159,6 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     )
     network.load_state_dict(folder.tensors("denoiser.safetensors"))
     network = network.to(chosen).eval().requires_grad_(False)
-    # A transformer's positions are those of its training; convolutions take what memory does.
-    tile = {"tile": told["size"] if told else size} if config.kind == "dit" else {}
     return LatentModel(
         denoiser=Denoiser(network),
         autoencoder=folder.autoencoder().to(chosen).requires_grad_(False),
@@ -169,9 +167,9 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
         classes=len(folder.classes),
         text_width=text_width,
         device=chosen,
+        tile=tile(config, told["size"] if told else size),
         upscaling=upscaling,
         regression=record.get("objective") == "regression",
-        **tile,
     )
 
 

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
     from diffusion.autoencoders.autoencoder import Autoencoder
     from diffusion.conditioning import Conditioning
-    from diffusion.config import GuidanceConfig, SamplerConfig
+    from diffusion.config import GuidanceConfig, NetworkConfig, SamplerConfig
     from diffusion.denoiser import AnyDenoiser
     from diffusion.latents import LatentStatistics
     from diffusion.upscaling import Upscaling
+
+
+CONVOLVED = 512
+"""Side of the latents that convolutions are given at once: memory, not the network, sets the limit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,12 +46,12 @@ class LatentModel:
     text_width: int | None
     """Channels of the token states that the network reads; None without."""
     device: torch.device
+    tile: int = CONVOLVED
+    """Side of the largest latents that the network takes at once; larger ones are drawn in tiles."""
     upscaling: Upscaling | None = None
     """For an upscaler: it enlarges the image that a drawing gives it."""
     regression: bool = False
     """Whether it was trained to answer at once, and is not sampled."""
-    tile: int = 512
-    """Side of the largest latents that the network takes at once; larger ones are drawn in tiles."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,6 +192,11 @@ def conditioning(
         label=label,
         classes=classes,
     )
+
+
+def tile(network: NetworkConfig, size: int) -> int:
+    """Of a network that was trained on latents of side `size`: a transformer's positions end there."""
+    return size if network.kind == "dit" else max(size, CONVOLVED)
 
 
 def enlarged(images: Sequence[np.ndarray], factor: int) -> list[np.ndarray]:

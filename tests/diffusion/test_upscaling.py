@@ -12,7 +12,7 @@ from diffusion.upscaling import Upscaling, enlarge, low_latents, residual_scale,
 
 
 def photo(size: int = 48) -> np.ndarray:
-    """uint8 with edges, ramps and noise, in levels that no overshoot leaves (Pillow clips between its passes)."""
+    """uint8 with edges, ramps and noise, in levels that no overshoot leaves (Pillow clips in between)."""
     draw = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size]
     image = np.stack([2 * x, 2 * y, 70 * ((x // 5 + y // 7) % 2)], axis=-1)

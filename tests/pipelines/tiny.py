@@ -16,7 +16,15 @@ from safetensors.torch import save
 from cluster.gang import run_alone
 from cluster.resources import Resources
 from cluster.storage import Storage
-from diffusion.config import DiTConfig, HeunConfig, KLAutoencoderConfig, OptimizationConfig
+from diffusion.config import (
+    DiTConfig,
+    HeunConfig,
+    IdentityAutoencoderConfig,
+    KLAutoencoderConfig,
+    LowResolutionConfig,
+    OptimizationConfig,
+    UNetConfig,
+)
 from pipelines.arrays import to_npy
 from pipelines.dataset import Dataset, describe, write_manifest
 from pipelines.embedders.embedding import TextEmbedding, caption_digest
@@ -160,6 +168,48 @@ def line(folder: Path) -> dict[str, Any]:
         "text": text(folder / "text"),
         "images": images(folder / "images"),
     }
+
+
+def pixels_line(folder: Path) -> dict[str, Any]:
+    """The inputs of an upscaler's training: pixels as latents, and the images that they are."""
+    storage = Storage.at(folder / "pixels")
+    storage.put_if_absent("autoencoder.safetensors", save({}))
+    record = {
+        "task": "autoencoder",
+        "autoencoder": jsonable(IdentityAutoencoderConfig()),
+        "resolution": SIZE,
+        "files": {"autoencoder.safetensors": hashlib.sha256(save({})).hexdigest()},
+    }
+    write_manifest(storage, {"snapshot": record}, kind="snapshot")
+    autoencoder = SnapshotFolder.open(storage)
+
+    def members(key: str, n: int) -> dict[str, bytes]:
+        mean = (picture(n).transpose(2, 0, 1) / 127.5 - 1).astype(np.float16)
+        return {"moments.npy": to_npy(np.concatenate([mean, np.zeros_like(mean)]))}
+
+    statistics = {
+        "latents": {"mean": [-0.4, -0.2, -0.5], "std": [0.6, 0.6, 0.4]},
+        "shape": [3, SIZE, SIZE],
+        "resolution": SIZE,
+        "autoencoder": autoencoder.digest(),
+    }
+    return {
+        "autoencoder": autoencoder,
+        "latents": dataset(folder / "pixel-latents", members, statistics=statistics),
+        "originals": images(folder / "originals", classes=()),
+    }
+
+
+def train_upscaler(**changes: Any) -> Train:
+    """A train stage of an upscaler on `pixels_line`, from 8 to 16 px."""
+    fields: dict[str, Any] = {
+        "text": None,
+        "images": None,
+        "originals": "images",
+        "low_resolution": LowResolutionConfig(factor=2, noise=0.5),
+        "network": UNetConfig(channels=8, multipliers=(1, 2), blocks=1, stem=2),
+    }
+    return train(**{**fields, **changes})
 
 
 def train(**changes: Any) -> Train:

@@ -203,6 +203,7 @@ class DenoiserTask:
             classes=len(self.classes),
             text_width=self.text_width,
             device=self.device,
+            tile=sampling.tile(self.stage.network, self.shape[1]),
             upscaling=self.upscaling,
             regression=self.stage.objective == "regression",
         )

@@ -24,7 +24,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("model")
     line = tiny.line(folder)
     model = tiny.run(tiny.train(images_seen=160), tiny.session(folder, line))
-    return {"model": model, "images": line["images"], "captions": tiny.captions(folder / "captions")}
+    captions = tiny.captions(folder / "captions")
+    return {"model": model, "images": line["images"], "captions": captions, "upscalers": ()}
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,7 @@ def stage(**fields: Any) -> Generate:
 def made(stage: Generate, inputs: dict[str, Any]) -> tuple[list[Row], dict[int, Sample]]:
     """All rows, and the samples by index."""
     given = {name: inputs[name] if getattr(stage, name) else None for name in ("model", "images", "captions")}
+    given["upscalers"] = tuple(inputs[name] for name in stage.upscalers)
     rows, samples = [], {}
     function = stage.open(given)
     for shard in stage.plan(given):
@@ -95,7 +97,7 @@ def test_says_how_each_came_to_be(inputs: dict[str, Any]) -> None:
 def test_datasets_own_distribution(inputs: dict[str, Any]) -> None:
     """Each training image's class and one of its captions, before any is drawn again; held-out ones never."""
     asked = stage(images="images", captions="captions", count=2 * tiny.TRAIN)
-    given = {"model": inputs["model"], "images": inputs["images"], "captions": inputs["captions"]}
+    given = dict(inputs)
     (shard,) = asked.plan(given)
     rows = sorted(asked.rows(given, shard), key=lambda row: row.data["index"])
 
