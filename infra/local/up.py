@@ -1,7 +1,7 @@
 """A whole cluster on this machine, for trying out and for tests; everything in it is gone when it ends.
 
-    python infra/local/up.py                      prints what to export, and waits for ctrl-c
-    python infra/local/up.py -- latentmill ...    runs a command with that environment, then stops
+    python -m infra.local.up                      prints what to export, and waits for ctrl-c
+    python -m infra.local.up -- latentmill ...    runs a command with that environment, then stops
 
 A Ray head and workers that ask for a token, an MLflow server on PostgreSQL, an S3 server (moto) and
 Prometheus, each on a free port of the loopback interface. It needs Debian's packages `postgresql` and
@@ -15,34 +15,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
-import random
 import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
+from infra.local.services import Services, free_port, postgres, program
 
-PORTS = range(20_000, 32_000)
-"""Above those that Ray gives its workers (10002 to 19999), below those of outgoing connections."""
-PATIENCE = 120.0
-"""Seconds that a service may take to answer; eight to twenty are usual."""
 BUCKET = "latentmill"
-DROPPED = ("RAY_", "AWS_", "MLFLOW_", "LATENTMILL_")
-"""Variables of the caller that would lead the services astray."""
+OBJECT_STORE = 120 * 2**20
+"""Bytes of each Ray node's object store."""
 PROJECT = Path(__file__).resolve().parents[2]
+UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 ISOLATE = """set -e
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/node /mnt/python
@@ -62,12 +57,12 @@ exec "$@"
 def missing(*, isolated: bool = False) -> list[str]:
     """What is to be done before a cluster can start here; empty if it can."""
     todo = []
-    if _postgres("initdb") is None:
+    if postgres("initdb") is None:
         todo.append("apt-get install postgresql")
     if shutil.which("prometheus") is None:
         todo.append("apt-get install prometheus")
     for module, package in (("moto", "moto[s3]"), ("psycopg2", "psycopg2-binary"), ("s3fs", "s3fs")):
-        if not any((Path(folder) / module).is_dir() for folder in sys.path if folder):
+        if importlib.util.find_spec(module) is None:
             todo.append(f"pip install '{package}'")
     if isolated and (os.geteuid() != 0 or not _can_unshare()):
         todo.append("be root, where namespaces are allowed")
@@ -76,61 +71,70 @@ def missing(*, isolated: bool = False) -> list[str]:
 
 @dataclass
 class Cluster:
-    """Running services. Use `up()`, which stops them."""
+    """Running servers. Use `up()`, which stops them."""
 
-    folder: Path
+    services: Services
     isolated: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     """More environment of Ray's processes."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """What a client is to have in its own."""
     dashboard: str = ""
     """URL of Ray's dashboard, and of its job server."""
     tracking: str = ""
     """URL of the MLflow server."""
     prometheus: str = ""
-    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    """Name -> process of a Ray worker node."""
-    _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    workers: list[str] = field(default_factory=list)
+    """Names of the Ray worker nodes that run."""
+    _made: int = 0
     _gcs: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client is to have in its own."""
+        return self.services.environment
+
+    @property
+    def folder(self) -> Path:
+        """All files of all servers, logs (`worker1.log`, `mlflow.log`) among them."""
+        return self.services.folder
 
     def start(self, *, workers: int, cpus: int) -> None:
         """Starts all and waits until all answer.
 
         Raises:
-            RuntimeError: a service ended, or did not answer in time; with the end of its log.
+            RuntimeError: a server ended, or did not answer in time; with the end of its log.
         """
         self.folder.chmod(0o711)  # PostgreSQL runs as another user, and must get to its folder
-        s3, tracking, prometheus = self._store(), self._database(), _free_port()
+        self._store()
+        database, prometheus = self._database(), free_port()
         self.prometheus = f"http://127.0.0.1:{prometheus}"
-        self._record(tracking)
+        self._record(database)
         self._head()
         self._scrape(prometheus)
         for _ in range(workers):
             self.add_worker(cpus=cpus, wait=False)
-        self._wait(f"{s3}/moto-api/", "s3")
-        self._wait(f"{self.tracking}/health", "mlflow")
-        self._wait(f"{self.prometheus}/-/ready", "prometheus")
-        self._wait_for(lambda: len(self.nodes()) > workers, "head")
+        self.services.wait("mlflow", f"{self.tracking}/health")
+        self.services.wait("prometheus", f"{self.prometheus}/-/ready")
+        self.services.wait("head", lambda: len(self.nodes()) > workers)
 
     def add_worker(self, *, cpus: int = 1, wait: bool = True) -> str:
         """Starts one more Ray worker node; its name."""
-        name = f"worker{sum(n.startswith('worker') for n in self._started) + 1}"
-        before = len(self.nodes()) if wait else 0
-        self.workers[name] = self._ray(name, ["--address", self._gcs, "--num-cpus", str(cpus)])
+        self._made += 1
+        name, before = f"worker{self._made}", len(self.nodes()) if wait else 0
+        self._ray(name, ["--address", self._gcs, "--num-cpus", str(cpus)])
+        self.workers.append(name)
         if wait:
-            self._wait_for(lambda: len(self.nodes()) > before, name)
+            self.services.wait(name, lambda: len(self.nodes()) > before)
         return name
 
     def kill_worker(self, name: str) -> None:
         """Takes a node away as a power cut does: every process of it, at once and unasked."""
-        _kill(self.workers.pop(name), self._mark(name))
+        self.workers.remove(name)
+        self.services.kill(name)
 
     def nodes(self) -> list[str]:
         """Ids of the Ray nodes that are alive."""
-        token = self.environment["RAY_AUTH_TOKEN"]
         asked = urllib.request.Request(f"{self.dashboard}/nodes?view=summary")
-        asked.add_header("Authorization", f"Bearer {token}")
+        asked.add_header("Authorization", f"Bearer {self.environment['RAY_AUTH_TOKEN']}")
         try:
             with urllib.request.urlopen(asked, timeout=5) as answer:
                 listed = json.load(answer)["data"]["summary"]
@@ -140,32 +144,25 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends every process that was started, Ray's first, and removes the folder."""
-        order = sorted(self._started, key=lambda name: (name in ("postgres", "s3", "mlflow"), name))
-        for name in order:
-            process = self._started.pop(name)
+        for name in reversed(list(self.services.processes)):
             if name == "postgres":
-                _ask(process, signal.SIGINT)  # killed, it would leave its shared memory behind
-            _kill(process, self._mark(name))
+                self.services.ask(name)  # killed, it would leave its shared memory behind
+            self.services.kill(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def log(self, name: str) -> str:
-        """What a service has printed: "head", "worker1", "mlflow", "postgres", "s3" or "prometheus"."""
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def _store(self) -> str:
-        port = _free_port()
+    def _store(self) -> None:
+        port = free_port()
         url = f"http://127.0.0.1:{port}"
         keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
-        self.environment |= keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url}
+        self.environment.update(keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url})
         self.environment["LATENTMILL_STORE"] = f"s3://{BUCKET}/store"
-        self._run("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
-        self._wait(f"{url}/moto-api/", "s3")
+        self.services.start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
+        self.services.wait("s3", f"{url}/moto-api/")
         urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=10).close()
-        return url
 
     def _database(self) -> str:
         """A PostgreSQL server; the URL of MLflow's database in it."""
-        port, password, data = _free_port(), secrets.token_hex(16), self.folder / "postgres"
+        port, password, data = free_port(), secrets.token_hex(16), self.folder / "postgres"
         data.mkdir()
         secret = data.with_suffix(".password")
         secret.write_text(password)
@@ -174,30 +171,26 @@ class Cluster:
             path.chmod(0o700)
             if user:
                 shutil.chown(path, user)
-        create = [_postgres("initdb"), "-D", data, "-U", "mlflow", "-A", "scram-sha-256", "-E", "UTF8"]
+        create = [postgres("initdb"), "-D", data, "-U", "mlflow", "-A", "scram-sha-256", "-E", "UTF8"]
         create += ["--locale=C", "--no-sync", f"--pwfile={secret}"]
-        made = subprocess.run(
-            [str(word) for word in create], user=user, cwd=data, capture_output=True, text=True
-        )
+        made = subprocess.run(list(map(str, create)), user=user, cwd=data, capture_output=True, text=True)
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr.strip()}")
         secret.unlink()
-        serve = [_postgres("postgres"), "-D", data, "-p", port, "-h", "127.0.0.1", "-k", ""]
-        self._run("postgres", [*map(str, serve), "-c", "fsync=off"], user=user, cwd=data)
+        serve = [postgres("postgres"), "-D", data, "-p", port, "-h", "127.0.0.1", "-k", "", "-c", "fsync=off"]
+        self.services.start("postgres", list(map(str, serve)), user=user, cwd=data)
         login = {"PGPASSWORD": password, "PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "mlflow"}
-
-        def created() -> bool:
-            command = [_postgres("createdb"), "mlflow"]
-            asked = subprocess.run(command, env=os.environ | login, capture_output=True)
-            return asked.returncode == 0
-
-        self._wait_for(created, "postgres")
+        command = [str(postgres("createdb")), "mlflow"]
+        self.services.wait(
+            "postgres",
+            lambda: subprocess.run(command, env=os.environ | login, capture_output=True).returncode == 0,
+        )
         return f"postgresql+psycopg2://mlflow:{password}@127.0.0.1:{port}/mlflow"
 
     def _record(self, database: str) -> None:
-        port = _free_port()
+        port = free_port()
         self.tracking = self.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-        command = [_program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow"]
         # the database's password stays out of the list of processes
         own = {
@@ -206,41 +199,37 @@ class Cluster:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        self._run("mlflow", command, more=own)
+        self.services.start("mlflow", command, more=own)
 
     def _head(self) -> None:
-        gcs, dashboard, client = _free_port(), _free_port(), _free_port()
+        gcs, dashboard, client = free_port(), free_port(), free_port()
         self._gcs, self.dashboard = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
-        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         self.environment["RAY_API_SERVER_ADDRESS"] = self.dashboard
-        if not self.isolated:
+        if not self.isolated:  # from outside a driver does not find the head's files
             self.environment["RAY_ADDRESS"] = self._gcs
         arguments = ["--head", "--port", str(gcs), "--dashboard-host", "127.0.0.1", "--num-cpus", "0"]
         arguments += ["--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)]
         self._ray("head", arguments)
-        self._wait_for(lambda: bool(self.nodes()), "head")
+        self.services.wait("head", lambda: bool(self.nodes()))
 
-    def _ray(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _ray(self, name: str, arguments: Sequence[str]) -> None:
         """One Ray node, with ports of its own: all nodes have one address."""
         node = self.folder / name
         node.mkdir(mode=0o1777)
-        command = [_program("ray"), "start", "--block", "--node-ip-address", "127.0.0.1", *arguments]
-        command += ["--node-name", name, "--object-store-memory", str(120 * 2**20), "--disable-usage-stats"]
+        command = [program("ray"), "start", "--block", "--node-ip-address", "127.0.0.1", *arguments]
+        command += ["--node-name", name, "--object-store-memory", str(OBJECT_STORE), "--disable-usage-stats"]
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
         for port in ("metrics-export-port", "dashboard-agent-listen-port", "node-manager-port"):
-            command += [f"--{port}", str(_free_port())]
-        own = {"RAY_PROMETHEUS_HOST": self.prometheus, "MLFLOW_DISABLE_TELEMETRY": "true"}
+            command += [f"--{port}", str(free_port())]
+        own = {"RAY_PROMETHEUS_HOST": self.prometheus, "MLFLOW_DISABLE_TELEMETRY": "true", **self.settings}
         if not self.isolated:
-            return self._run(name, [*command, "--temp-dir", str(node)], more=own | dict(self.settings))
-        own |= {"NODE": str(node), "PYTHON": sys.prefix, "PROJECT": str(PROJECT), "HOME": "/tmp"}
-        own |= {"LATENTMILL_CACHE": "/tmp/cache", **self.settings}
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        return self._run(
-            name,
-            [*unshare, "sh", "-c", ISOLATE, "node", *command, "--temp-dir", "/tmp/ray"],
-            more=own,
-            cwd="/",
-        )
+            self.services.start(name, [*command, "--temp-dir", str(node)], more=own)
+            return
+        own |= {"NODE": str(node), "PYTHON": sys.prefix, "PROJECT": str(PROJECT)}
+        own |= {"HOME": "/tmp", "LATENTMILL_CACHE": "/tmp/cache"}
+        inside = [*UNSHARE, "sh", "-c", ISOLATE, "node", *command, "--temp-dir", "/tmp/ray"]
+        self.services.start(name, inside, more=own, cwd="/")
 
     def _scrape(self, port: int) -> None:
         temporary = self.folder / "head" / ("ray" if self.isolated else "")
@@ -252,45 +241,7 @@ class Cluster:
             f"  - {{job_name: ray, file_sd_configs: [{{files: [{targets}], refresh_interval: 2s}}]}}\n"
         )
         command = ["prometheus", f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}"]
-        self._run("prometheus", [*command, f"--storage.tsdb.path={self.folder / 'prometheus'}"])
-
-    def _run(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        more: Mapping[str, str] | None = None,
-        user: str | None = None,
-        cwd: str | Path | None = None,
-    ) -> subprocess.Popen[bytes]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
-        mark = {"LATENTMILL_LOCAL_CLUSTER": self._mark(name)}
-        kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
-        with open(self.folder / f"{name}.log", "wb") as log:
-            process = self._started[name] = subprocess.Popen(
-                command,
-                env={**kept, **self.environment, **(more or {}), **mark},
-                user=user,
-                cwd=cwd or self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        return process
-
-    def _mark(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def _wait(self, url: str, name: str) -> None:
-        self._wait_for(lambda: _answers(url), name)
-
-    def _wait_for(self, there: Callable[[], bool], name: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not there():
-            if self._started[name].poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{name} did not start:\n{self.log(name)[-3000:]}")
-            time.sleep(0.2)
+        self.services.start("prometheus", [*command, f"--storage.tsdb.path={self.folder / 'prometheus'}"])
 
 
 @contextlib.contextmanager
@@ -307,14 +258,13 @@ def up(
 
     Raises:
         ValueError: something must be installed first.
-        RuntimeError: a service did not start.
+        RuntimeError: a server did not start.
     """
     if todo := missing(isolated=isolated):
         raise ValueError(f"A local cluster cannot start yet; first: {'; '.join(todo)}.")
     # A short path: Ray's sockets lie in it, and their names have room for 107 bytes.
-    cluster = Cluster(
-        Path(tempfile.mkdtemp(prefix="mill-", dir="/tmp")), isolated=isolated, settings=settings or {}
-    )
+    folder = Path(tempfile.mkdtemp(prefix="mill-", dir="/tmp"))
+    cluster = Cluster(Services(folder), isolated=isolated, settings=settings or {})
     try:
         cluster.start(workers=workers, cpus=cpus)
         yield cluster
@@ -322,73 +272,9 @@ def up(
         cluster.stop()
 
 
-def _kill(process: subprocess.Popen[bytes], mark: str) -> None:
-    """The process with its session, their descendants, and whatever bears its mark."""
-    found: dict[int, psutil.Process] = {}
-    for candidate in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            own = os.getsid(candidate.pid) == process.pid
-            if own or candidate.environ().get("LATENTMILL_LOCAL_CLUSTER") == mark:
-                found |= {p.pid: p for p in (candidate, *candidate.children(recursive=True))}
-    for doomed in found.values():
-        with contextlib.suppress(psutil.Error):
-            doomed.kill()
-    with contextlib.suppress(OSError):
-        process.kill()
-    process.wait()
-    psutil.wait_procs(list(found.values()), timeout=10)
-
-
-def _ask(process: subprocess.Popen[bytes], number: int) -> None:
-    """To end by itself, for ten seconds."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        process.send_signal(number)
-        process.wait(10)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except (OSError, urllib.error.HTTPError):
-        return False
-
-
-def _free_port() -> int:
-    for port in random.SystemRandom().sample(PORTS, 200):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("There is no free port between 20000 and 32000.")
-
-
-def _program(name: str) -> str:
-    """A command of this Python's environment."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else name
-
-
-def _postgres(name: str) -> str | None:
-    """Debian keeps PostgreSQL's programs off the path, one folder a version."""
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: int(p.parts[4]))
-    return str(versions[-1]) if versions else shutil.which(name)
-
-
 def _can_unshare() -> bool:
-    command = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "mount",
-        "-t",
-        "tmpfs",
-        "tmpfs",
-        "/mnt",
-    ]
     try:
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode == 0
     except OSError:
         return False
 
