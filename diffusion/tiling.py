@@ -20,7 +20,7 @@ class Tiled:
     2023, "MultiDiffusion", equation 5).
 
     Tiles are blended at every call, so the whole is drawn as one image; weights fall off linearly in the
-    overlap. Where the network sees no further than a quarter of the overlap, the answer is that for the whole.
+    overlap. Where the network sees no further than a quarter of the overlap, the answer is the whole's.
     """
 
     denoiser: AnyDenoiser
@@ -64,7 +64,7 @@ class Tiled:
             yield slice(start, start + size)
 
     def _ramp(self, span: slice, length: int, like: Tensor) -> Float[Tensor, " n"]:
-        """Weights along a side of a tile: 1 inside, 0 for the last quarter of the overlap, and a ramp between."""
+        """Weights along a side of a tile: 1 inside, 0 in the overlap's last quarter, and a ramp between."""
         size = span.stop - span.start
         place = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
         far = torch.full_like(place, float("inf"))

@@ -18,7 +18,21 @@ def of_run(run: RunView) -> list[str]:
     told = lines(run.scores)
     for said in verdicts(run).values():
         told += [""] * bool(told) + verdict_lines(said)
+    for name, found in run.tables.items():
+        if name not in verdicts(run):
+            told += [""] * bool(told) + table(found)
     return told
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """A report's table with its columns side by side, and what it says."""
+    rows = [found["columns"], *found["rows"]]
+    widths = [max(len(str(row[n])) for row in rows) for n in range(len(found["columns"]))]
+    told = [found["title"]]
+    for row in rows:
+        cells = (str(cell).ljust(width) for cell, width in zip(row, widths, strict=True))
+        told.append(f"  {'  '.join(cells)}".rstrip())
+    return [*told, found["says"]]
 
 
 def verdicts(run: RunView) -> dict[str, Mapping[str, Any]]:

@@ -73,6 +73,12 @@ class RunView:
             return "done"
         return "running" if self.started else "waiting"
 
+    @property
+    def tables(self) -> dict[str, Mapping[str, Any]]:
+        """Stage name -> the table of a report that has one: title, columns, rows of text, what they say."""
+        reports = {stage.name: stage.manifest.get("report") or {} for stage in self.stages}
+        return {name: report["table"] for name, report in reports.items() if "table" in report}
+
     def of_kind(self, kind: str) -> list[StageView]:
         return [stage for stage in self.stages if stage.kind == kind]
 

@@ -25,6 +25,7 @@ def render(run: RunView) -> str:
         _flow(run),
         _pictures(run),
         scores.section(run),
+        _tables(run),
         _learning(run),
         _balance(run),
         _provenance(run),
@@ -121,6 +122,22 @@ def _pictures(run: RunView) -> str:
     if not parts:
         return ""
     return f"<h2>Pictures</h2>{''.join(parts)}"
+
+
+def _tables(run: RunView) -> str:
+    """What the other reports found: a sentence, and the figures behind it."""
+    parts = []
+    for table in run.tables.values():
+        head = "".join(f"<th>{escape(str(column))}</th>" for column in table["columns"])
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in table["rows"]
+        )
+        parts.append(
+            f"<h2>{escape(table['title'])}</h2><p class='soft'>{escape(table['says'])}</p>"
+            f"<div class='scroll'><table><tr>{head}</tr>{rows}</table></div>"
+        )
+    return "".join(parts)
 
 
 def _learning(run: RunView) -> str:

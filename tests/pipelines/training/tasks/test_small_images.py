@@ -29,7 +29,7 @@ def test_latents_and_small_image_are_of_the_same_piece(tmp_path: Path) -> None:
     assert pieces.shape == (24, 3, 8, 8)
     torch.testing.assert_close(shrink(pieces, 2), share.small)
     # pieces begin everywhere on the grid of whole small pixels
-    corners = {corner for corner in images._places(7, np.arange(2000))}
+    corners = set(images._places(7, np.arange(2000)))
     assert corners == {(y, x) for y in range(0, 9, 2) for x in range(0, 9, 2)}
 
 
