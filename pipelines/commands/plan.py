@@ -63,7 +63,7 @@ class Plan:
         else:
             screen = console()
             screen.print(table(planned, costs))
-            for line in self._told(costs):
+            for line in [*_missing(planned), *self._told(costs)]:
                 screen.print(line, markup=False, style="dim", soft_wrap=True)
         return 0
 
@@ -136,6 +136,12 @@ def table(planned: PipelinePlan, costs: Costs | None = None) -> RenderableType:
         told += [Text(text, "dim") for text in _cost(costs.stages[stage.name])] if costs else []
         rows.add_row(*told, Text(why, "dim"))
     return rows
+
+
+def _missing(planned: PipelinePlan) -> list[str]:
+    """What is not there, whole: a table cuts it off."""
+    told = [f"{s.name}: {s.reason}" for s in planned.stages if s.state == "missing"]
+    return ["", *(f"missing    {line}" for line in told)] if told else []
 
 
 def _cost(cost: Cost) -> tuple[str, str]:

@@ -143,7 +143,8 @@ class _Estimate:
     def _ingest(self, stage: Any) -> tuple[Size, Cost]:
         count, side = self._count(stage), stage.size
         size = Size(samples=count, side=side, image_bytes=rates.PIXEL * side * side)
-        look = 1 / rates.LOOK + side * side / rates.WRITE
+        looked = rates.LOOK if stage.source.pictures else rates.RAW
+        look = 1 / looked + side * side / rates.WRITE
         self.assumptions.append(
             f"{rates.PIXEL:g} bytes a pixel, lossless; {1 / look:.0f} images/s a core at {side} px"
         )

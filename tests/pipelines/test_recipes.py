@@ -30,7 +30,7 @@ def parts(path: Path) -> tuple[Ingest, TrainAutoencoder, Train]:
 def test_a_recipe_opens_with_its_command_its_cost_and_what_to_expect(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == f"# latentmill run {path.stem}"
-    assert "2 cores" in lines[1]
+    assert "2 cores" in lines[1] or "8 GPUs" in lines[1]
     assert lines[2].startswith("# To expect:")
 
 
@@ -59,6 +59,7 @@ def test_a_recipe_draws_as_its_live_row_does(path: Path) -> None:
 
 def test_the_quickstart_is_the_training_of_the_shipped_model_made_shorter() -> None:
     quick, shipped = (config.load(name, []).stages for name in ("quickstart", "emoji3d"))
-    assert quick.keys() == shipped.keys()
+    assert shipped.keys() - quick.keys() == {"gate"}
+    assert quick.keys() < shipped.keys()
     for name in ("images", "captions", "text"):
         assert quick[name].meaning() == shipped[name].meaning()
