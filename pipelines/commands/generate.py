@@ -28,6 +28,10 @@ class Generate:
     """What to draw: one picture (or --count) of each."""
     model: Annotated[str, shown_as("MODEL", default="(emoji3d)")] = "emoji3d"
     """A shipped model, a snapshot's folder or URL, RECIPE:STAGE of this store, or models:/NAME@ALIAS."""
+    upscalers: Annotated[tuple[str, ...], shown_as("MODEL ...")] = ()
+    """Models that enlarge what was drawn, one after the other."""
+    level: float = 0.1
+    """Noise mixed into what upscalers are given: the more, the less they trust what was drawn."""
     classes: Annotated[tuple[str, ...], shown_as("CLASS ...")] = ()
     """Names of classes to draw: one for all texts, or one each."""
     file: Annotated[Path | None, shown_as("PROMPTS.TXT")] = None
@@ -62,18 +66,24 @@ class Generate:
             )
         what = texts or classes
         model_url = resolve(self.model, self.store)
-        from pipelines.models import load
+        from pipelines import models, upscaler
 
         start = time.monotonic()
-        model = load(model_url, store=self.store)
+        model = models.load(model_url, store=self.store)
+        larger = [upscaler.load(resolve(one, self.store), store=self.store) for one in self.upscalers]
+        indices = list(range(self.count)) * max(1, len(what))
         images = model.generate(
             _each(texts, self.count) if texts else None,
             classes=_each(classes, self.count) if classes else None,
             seed=self.seed,
-            indices=list(range(self.count)) * max(1, len(what)),
+            indices=indices,
             steps=self.steps,
             guidance=self.guidance,
         )
+        for one in larger:
+            images = one.enlarge(
+                images, seed=self.seed, indices=indices, level=self.level, micro_batch=models.MICRO_BATCH
+            )
         seconds = time.monotonic() - start
         records = self._save(images, _each(texts, self.count), _each(classes, self.count))
         if self.json:
@@ -102,6 +112,7 @@ class Generate:
                 "prompt": texts[n] if texts else None,
                 "class": classes[n] if classes else None,
                 "model": self.model,
+                **({"upscalers": list(self.upscalers), "level": self.level} if self.upscalers else {}),
                 "seed": self.seed,
                 "index": n % self.count,
             }
