@@ -21,7 +21,7 @@ from cluster.resources import Capacity, Resources
 from cluster.storage import LocalStorage, Storage
 from pipelines import pipeline
 from pipelines.dataset import Dataset
-from tests.pipelines.toys import Judge, Learn, Numbers, Times, ToyRecipe, World
+from tests.pipelines.toys import Compare, Judge, Learn, Numbers, Times, ToyRecipe, World
 
 ALL = ["numbers", "twice", "learn", "scaled", "verdict", "side"]
 
@@ -323,6 +323,44 @@ def test_a_recipe_that_does_not_fit_together_is_told_before_anything_runs(world:
         world.run(ToyRecipe({"j": Judge(numbers=str(world.root / "nowhere"))}))
     with pytest.raises(ValueError, match="no stage 'twise' in toy; did you mean twice?"):
         world.run(until="twise")
+
+
+def compared(world: World, *several: str, **fields: Any) -> ToyRecipe:
+    stages = {name: world.line().stages[name] for name in ("numbers", "twice")}
+    return ToyRecipe({**stages, "compare": Compare(several=several, **fields)})
+
+
+def test_a_field_may_name_several_inputs_and_their_order_counts(world: World):
+    world.numbers(10)
+    (world.root / "numbers" / "000.txt").write_text("7")
+    assert world.run(compared(world, "numbers", "twice")) == ["numbers", "twice", "compare"]
+    planned = pipeline.plan(compared(world, "numbers", "twice"), world.store)["compare"]
+    manifest = json.loads(planned.folder.read("manifest.json"))  # pyright: ignore[reportOptionalMemberAccess]
+    assert manifest["report"] == {"first": [7, 14]}
+    assert {n: i["reference"] for n, i in manifest["inputs"].items()} == {
+        "several.0": "numbers",
+        "several.1": "twice",
+    }
+    assert world.run(compared(world, "numbers", "twice")) == []
+    assert world.run(compared(world, "twice", "numbers")) == ["compare"]
+    assert world.run(compared(world, "twice")) == ["compare"]
+    assert world.run(compared(world)) == ["compare"]
+    # the same bytes by another way are the same inputs
+    url = pipeline.plan(world.line(), world.store)["numbers"].folder.url  # pyright: ignore[reportOptionalMemberAccess]
+    assert world.run(compared(world, url, "twice")) == []
+    with pytest.raises(
+        ValueError, match=r"compare\.several\.1: there is no stage 'twise'; did you mean twice?"
+    ):
+        world.run(compared(world, "numbers", "twise"))
+
+
+def test_a_field_that_came_later_counts_once_it_is_set(world: World):
+    world.run(compared(world, "numbers"))
+    now = pipeline.plan(compared(world, "numbers"), world.store)["compare"]
+    assert now.identity is not None
+    assert "late" not in now.identity.meaning
+    assert world.run(compared(world, "numbers", late=0)) == []
+    assert world.run(compared(world, "numbers", late=1)) == ["compare"]
 
 
 def test_an_output_of_another_recipe_is_an_input_by_its_path(world: World):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from cluster.storage import Storage
 from pipelines import pipeline
-from pipelines.stage import Input, Row, Sample, Session, ShardPlan, ShardStage, Stage, execution
+from pipelines.stage import Input, Row, Sample, Session, ShardPlan, ShardStage, Stage, added, execution
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,25 @@ class Judge(Stage):
 
     def summary(self) -> str:
         return self.question
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Stage):
+    """Reads any number of datasets, in the order given."""
+
+    output: ClassVar[Any] = "report"
+
+    several: Annotated[tuple[str, ...], Input("dataset", ("num",))] = ()
+    late: int = added(0)
+
+    def run(self, session: Session) -> dict[str, Any]:
+        return {"first": [self._first(dataset) for dataset in session.inputs["several"]]}
+
+    def _first(self, dataset: Any) -> int:
+        return int(next(dataset.read(dataset.shards[0].name, columns=("num",))).members["num"])
+
+    def summary(self) -> str:
+        return f"{len(self.several)} datasets"
 
 
 @dataclass
