@@ -104,7 +104,8 @@ def table(jobs: Sequence[Job]) -> RenderableType:
 def described(job: Job, logs: str, server: JobServer) -> list[str]:
     """All that is known of one job, a line each."""
     told = [f"job        {job.id}", f"status     {job.status}, {_took(job)} since {_when(job.started)}"]
-    told += [f"why        {job.message.splitlines()[0]}"] * (job.status == "failed" and bool(job.message))
+    if job.status == "failed" and job.message:
+        told.append(f"why        {job.message.splitlines()[0]}")
     for state, names in stages(logs).items():
         told += [f"{state:<10} {', '.join(names)}"] * bool(names)
     told += [

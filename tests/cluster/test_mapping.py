@@ -48,6 +48,13 @@ class Deadly:
         return call
 
 
+class Other:
+    """Takes a CPU."""
+
+    def ready(self) -> None:
+        return None
+
+
 def train(config: dict[str, Any], member: Member) -> dict[str, Any]:
     """Least squares by gradient descent over all ranks, from its own checkpoint; rank 1 dies once."""
     import torch
@@ -106,6 +113,19 @@ def test_settling_a_request():
         settle(Resources(cpus=9), machine, shape="pool")
 
 
+def test_a_worker_lies_on_one_machine():
+    machines = Capacity.of([(0.0, 0.0), (4.0, 0.0), (6.0, 2.0), (4.0, 0.0)])
+    assert (machines.cpus, machines.gpus) == (14, 2)
+    assert machines.fit(4) == 3
+    assert machines.fit(1, gpus=1) == 2
+    assert settle(Resources(), machines, shape="gang").cpus == 6
+    assert settle(Resources(workers=3), machines, shape="gang").cpus == 4
+    assert settle(Resources(workers=2), machines, shape="gang", accelerated=True).cpus == 3
+    assert settle(Resources(cpus=4), machines, shape="pool").workers == 3
+    with pytest.raises(ValueError, match="the largest machine has 6 and 2"):
+        settle(Resources(cpus=7), machines, shape="pool")
+
+
 def test_inline_map_and_gang(tmp_path: Path):
     executor = InlineExecutor()
     results = list(executor.map(open_square, [3, 4], resources=RESOURCES, name="square"))
@@ -146,6 +166,19 @@ def test_killed_workers_cost_a_try_and_poison_is_given_up(on_ray: RayExecutor, t
     assert sorted(found) == list(enumerate(items))
     with pytest.raises(WorkerLost, match="poison: its worker died 3 times"):
         list(on_ray.map(Deadly(tmp_path), ["poison"], resources=RESOURCES, name="deadly"))
+
+
+@pytest.mark.ray
+def test_a_pool_ends_where_there_is_room_for_fewer_workers_than_it_was_given(on_ray: RayExecutor):
+    """As behind the loss of a machine: an item is with a worker that waits for the place of another."""
+    import ray
+
+    on_ray.session.start()
+    other: Any = ray.remote(Other).options(num_cpus=1).remote()
+    ray.get(other.ready.remote())
+    results = list(on_ray.map(open_square, range(3), resources=RESOURCES, name="square"))
+    assert sorted(number for number, _ in results) == [0, 1, 2]
+    ray.kill(other)
 
 
 @pytest.mark.ray
