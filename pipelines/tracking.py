@@ -88,6 +88,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
+    quiet["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     return {**patience, **os.environ, **quiet, "PYTHONPATH": path}
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 RECENT = 3
 """Versions of each model that are listed where none is named, beside those with an alias."""
-LINES = 4
-"""Height of a version's pictures."""
+LINES = 6
+"""Height of a version's pictures, in lines."""
 ALIASES = {"champion": "bold green", "candidate": "cyan"}
 
 
@@ -132,7 +132,8 @@ def facts(version: Version) -> list[str]:
         told.append("an autoencoder")
     if "kid" in tags:
         low, high = (float(tags.get(f"kid_{end}", "nan")) for end in ("low", "high"))
-        told.append(f"{tags.get('kid_name', 'KID')} {float(tags['kid']):.1f} ({low:.1f} to {high:.1f})")
+        name = tags.get("kid_name", "KID")
+        told.append(f"{name} x 1000 {float(tags['kid']):.1f} ({low:.1f} to {high:.1f})")
     if "validation_loss" in tags:
         told.append(f"held-out loss {float(tags['validation_loss']):.4f}")
     if tags.get("gate") == "not promoted":

@@ -47,7 +47,7 @@ def test_versions_with_their_scores_and_aliases(
     assert third.split()[:2] == ["3", "candidate"]
     assert second.split()[:2] == ["2", "champion"]
     assert "150,016 images seen" in second
-    assert "KID-EffLite0 83.1 (77.4 to 89.8)" in second
+    assert "KID-EffLite0 x 1000 83.1 (77.4 to 89.8)" in second
     assert first.split()[0] == "1"
     assert main(["models", "fox"]) == 0
     whole = capsys.readouterr().out
