@@ -172,7 +172,9 @@ def _conclude(screen: Console, planned: Plan, place: Storage, command: Sequence[
     for stage in planned.stages:
         # by name only where the recipe alone finds it: flags make other results
         name = stage.folder.url if len(command) > 3 and stage.folder else f"{recipe}:{stage.name}"
-        if stage.stage.name() == "train":
+        if getattr(stage.stage, "low_resolution", None) is not None:
+            told.append(f"enlarge    {program()} apply upscale IN OUT --model {name}")
+        elif stage.stage.name() == "train":
             told.append(f'draw       {program()} generate "..." --model {name}')
         if stage.stage.name() in ("generate", "augment"):
             told.append(f"{stage.name:10} {program()} export {name} OUT   (as files)")

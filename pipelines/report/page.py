@@ -226,10 +226,13 @@ def _next(run: RunView) -> str:
     commands = [("Again: what is done is not repeated", f"latentmill run {run.recipe}")]
     if trained:
         model = trained[-1].folder or f"train/{trained[-1].fingerprint}"
-        commands.append(("Draw with this model", f'latentmill generate "a rocket" --model {model}'))
+        if (trained[-1].manifest.get("snapshot") or {}).get("upscaling"):
+            commands.append(("Enlarge your images", f"latentmill apply upscale IN OUT --model {model}"))
+        else:
+            commands.append(("Draw with this model", f'latentmill generate "a rocket" --model {model}'))
     commands += [
         ("Your own images", "latentmill init ~/photos && latentmill run photos.yaml"),
-        ("On a cluster", f"RAY_ADDRESS=ray://head:10001 latentmill run {run.recipe}"),
+        ("On a cluster", f"latentmill submit {run.recipe} --address http://head:8265"),
     ]
     text = "".join(f"<h3>{label}</h3><pre>{escape(command)}</pre>" for label, command in commands)
     return f"<h2>Next</h2>{text}"

@@ -32,6 +32,8 @@ class Evaluation:
         self.generated: Dataset | None = inputs["generated"]
         self.model = inputs["model"]
         self.record: dict[str, Any] = self.model.record if self.model is not None else {}
+        if self.record.get("upscaling"):
+            raise ValueError(f"{stage.model} is an upscaler: evaluate_upscaler scores those.")
         self.task = self.record.get("task")
         self.judge = Judge(bootstrap=stage.bootstrap, seed=stage.seed)
         self.scores: dict[str, Any] = {
