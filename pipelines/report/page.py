@@ -232,7 +232,7 @@ def _next(run: RunView) -> str:
             commands.append(("Draw with this model", f'latentmill generate "a rocket" --model {model}'))
     commands += [
         ("Your own images", "latentmill init ~/photos && latentmill run photos.yaml"),
-        ("On a cluster", f"latentmill submit {run.recipe} --address http://head:8265"),
+        ("On a cluster", f"latentmill submit {run.recipe}"),
     ]
     text = "".join(f"<h3>{label}</h3><pre>{escape(command)}</pre>" for label, command in commands)
     return f"<h2>Next</h2>{text}"
