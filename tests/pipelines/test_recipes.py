@@ -7,6 +7,8 @@ import torch
 
 import pipelines
 from pipelines import config
+from pipelines.stages.evaluate_upscaler import EvaluateUpscaler
+from pipelines.stages.generate import Generate
 from pipelines.stages.ingest import Ingest
 from pipelines.stages.train import Train
 from pipelines.stages.train_autoencoder import TrainAutoencoder
@@ -53,8 +55,15 @@ def test_sizes_of_a_recipe_fit_each_other(path: Path) -> None:
 def test_a_recipe_draws_as_its_live_row_does(path: Path) -> None:
     stages = config.load(path.stem, []).stages
     *_, model = parts(path)
-    pictures = stages["pictures"]
-    assert (pictures.sampler, pictures.guidance) == (model.sampler, model.guidance)  # type: ignore[attr-defined]
+    drawing = [stage for stage in stages.values() if isinstance(stage, (Generate, EvaluateUpscaler))]
+    assert drawing
+    for stage in drawing:
+        if isinstance(stage, Generate):
+            assert (stage.sampler, stage.guidance) == (model.sampler, model.guidance)
+        else:
+            first = stages[stage.models[0]]
+            assert isinstance(first, Train)
+            assert stage.sampler == first.sampler
 
 
 def test_the_quickstart_is_the_training_of_the_shipped_model_made_shorter() -> None:
