@@ -20,6 +20,8 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """Scheme -> the package that speaks it."""
 CONFLICTS = 8
 """Writes of one object that may collide, with neither having won yet, before the last is given up."""
+REFUSED = ("PreconditionFailed", "412")
+"""S3's codes where a conditional write finds its object there."""
 SURROUNDINGS = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -112,6 +114,8 @@ class ObjectStorage(Storage):
             return False
         writer = uuid.uuid4().hex
         mark = {"Metadata": {"writer": writer}} if self._scheme == "s3" else {}
+        if mark:
+            self._check()
         for attempt in range(CONFLICTS):
             try:
                 with self._plainly():
@@ -122,7 +126,7 @@ class ObjectStorage(Storage):
             except FileExistsError:
                 return bool(mark) and self._is_of(path, writer)
             except OSError as error:
-                if _code(error) in ("PreconditionFailed", "412"):
+                if _code(error) in REFUSED:
                     return bool(mark) and self._is_of(path, writer)
                 if _code(error) not in ("ConditionalRequestConflict", "409") or attempt == CONFLICTS - 1:
                     raise
@@ -130,6 +134,28 @@ class ObjectStorage(Storage):
             else:
                 return True
         raise AssertionError("the last attempt returns or raises")
+
+    def _check(self) -> None:
+        """Once a process: `ValueError` where the server does not know conditional writes, and overwrites."""
+        server = (os.getpid(), os.environ.get("AWS_ENDPOINT_URL"), self._root.partition("/")[0])
+        if server in _checked:
+            return
+        probe = f"{self._root}/.probe-{uuid.uuid4().hex}"
+        with self._plainly():
+            self.filesystem.pipe_file(probe, b"first", mode="create")
+            try:
+                self.filesystem.pipe_file(probe, b"second", mode="create")
+            except OSError as error:
+                if not (isinstance(error, FileExistsError) or _code(error) in REFUSED):
+                    raise
+            else:
+                raise ValueError(
+                    f"The server of {self.url} overwrites where it must refuse (If-None-Match): two drivers "
+                    "would destroy one another's work there; choose another store."
+                )
+            finally:
+                self.filesystem.rm_file(probe)
+        _checked.add(server)
 
     def _is_of(self, path: str, writer: str) -> bool:
         """Whether this writer's own try made the object, and only the answer to it was lost."""
@@ -210,6 +236,10 @@ class ObjectStorage(Storage):
                 # An OSError, so that whoever can wait for the store does.
                 raise ConnectionError(f"{self.url} does not answer ({_line(error)}).") from error
             raise
+
+
+_checked: set[tuple[int, str | None, str]] = set()
+"""Buckets that have refused this process a second write."""
 
 
 @functools.lru_cache(maxsize=8)

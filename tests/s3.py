@@ -1,4 +1,4 @@
-"""An S3 server for tests: moto's, in this process, and a proxy before it that loses answers."""
+"""An S3 server for tests: moto's, in this process, and a proxy before it that loses things."""
 
 from __future__ import annotations
 
@@ -48,11 +48,14 @@ def new_bucket() -> str:
 
 
 @contextlib.contextmanager
-def losing_answers(endpoint: str, lost: Callable[[str, str], bool]) -> Iterator[str]:
-    """URL of a proxy that carries out every request, and hangs up instead of answering where `lost` says so.
+def between(
+    endpoint: str, lost: Callable[[str, str], bool] = lambda method, path: False, without: str = ""
+) -> Iterator[str]:
+    """URL of a proxy that carries out every request.
 
     Args:
-        lost: called with a request's method and path.
+        lost: called with method and path; where it says so, the proxy hangs up instead of answering.
+        without: a header that it drops, as a server does that does not know it.
     """
     behind = urlsplit(endpoint).netloc
 
@@ -62,8 +65,8 @@ def losing_answers(endpoint: str, lost: Callable[[str, str], bool]) -> Iterator[
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             onward = http.client.HTTPConnection(behind, timeout=30)
-            # The signature names the host that the client sees, so the headers go on as they came.
-            onward.request(self.command, self.path, body=body, headers=dict(self.headers))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != without.lower()}
+            onward.request(self.command, self.path, body=body, headers=headers)
             answer = onward.getresponse()
             data = answer.read()
             onward.close()

@@ -112,13 +112,24 @@ def test_a_write_whose_answer_was_lost_is_known_as_ones_own(
             return True
         return False
 
-    with s3.losing_answers(server, lost) as endpoint:
+    with s3.between(server, lost) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         through = Storage.at(bucket.url)
         assert through.put_if_absent("mine", b"as it was sent")
         assert losses
         assert not through.put_if_absent("mine", b"as it was sent"), "there is one, if of equal bytes"
     assert bucket.read("mine") == b"as it was sent"
+
+
+def test_a_server_that_would_overwrite_is_refused(
+    bucket: Storage, server: str, monkeypatch: pytest.MonkeyPatch
+):
+    with s3.between(server, without="If-None-Match") as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        careless = Storage.at(bucket.url)
+        with pytest.raises(ValueError, match="overwrites where it must refuse"):
+            careless.put_if_absent("a", b"1")
+        assert careless.list() == []
 
 
 def test_another_writers_object_is_not_taken_for_ones_own(
