@@ -231,8 +231,10 @@ class JobServer:
 
     async def _tail(self, name: str, tell: Callable[[str], None], told: int) -> int:
         """Tells what comes behind the first `told` characters; how many there were at its end."""
+        import aiohttp
+
         seen = 0
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):
             async for text in self._client.tail_job_logs(name):
                 new = text[max(0, told - seen) :]
                 seen += len(text)

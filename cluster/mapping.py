@@ -23,6 +23,8 @@ Factory = Callable[[], Callable[[Any], Any]]
 """Opens what a worker needs (weights, datasets) and returns the function that is called on each item."""
 
 
+_NUMBERS = itertools.count()
+"""Of a process's workers, so that each has a name of its own in the dashboard."""
 LOOK = 0.5
 """Seconds between two looks whether the work was cancelled."""
 
@@ -130,8 +132,6 @@ class RayExecutor:
     tries: int = 3
     """Workers that may die on one item before it is given up."""
     cancelled: threading.Event = field(default_factory=threading.Event)
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-    """Of its workers, so that each has a name of its own in the dashboard."""
 
     parallel = True
 
@@ -162,7 +162,7 @@ class RayExecutor:
             while waiting or running:
                 while waiting and (idle or len(pool) < min(resources.workers or 1, len(items))):
                     if not idle:
-                        pool.append(_start_worker(shared, resources, name, f"{name} {next(self.numbers)}"))
+                        pool.append(_start_worker(shared, resources, name, f"{name} {next(_NUMBERS)}"))
                         idle.append(pool[-1])
                     actor = idle.pop()
                     position, attempt = waiting.popleft()

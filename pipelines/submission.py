@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.jobs import JobServer, Node
+from cluster.jobs import CurrentJob, JobServer, Node
 from cluster.session import SHARED_STORE, packages
 from cluster.storage import LocalStorage, Storage
 from pipelines.config import Recipe
@@ -142,6 +142,16 @@ def prepare(
         copied=copied,
         notes=_notes(os.environ, store),
     )
+
+
+def check_installed(job: CurrentJob) -> None:
+    """`ValueError` in a job that was sent no code, where other code is installed than was submitted with."""
+    here, there = versions().get("latentmill"), job.metadata.get("version")
+    if job.metadata.get("installed") == "yes" and here != there:
+        raise ValueError(
+            f"latentmill {here} is installed here, and {there} has submitted this: leave --installed out, "
+            "or bring the nodes to that version."
+        )
 
 
 def _check_store(store: Storage, reach: Reach) -> bool:

@@ -55,7 +55,11 @@ class Run:
 
         if self.recipe is None:
             return self._list()
-        if current() is not None:
+        job = current()
+        if job is not None:
+            from pipelines.submission import check_installed
+
+            check_installed(job)
             # How a job is stopped; a cluster that a script has started in the background ignores it.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         recipe = config.load(self.recipe, flags)

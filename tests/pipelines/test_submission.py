@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.jobs import CONFIG
 from cluster.session import PACKAGES, packages
 from pipelines.__main__ import main
 from pipelines.commands.jobs import stages
+from pipelines.submission import check_installed
 from tests.cluster.job_server import FakeCluster, serving
 
 RECIPE = """
@@ -242,3 +244,31 @@ def test_jobs_are_listed_looked_at_and_stopped(cluster: FakeCluster, capsys: pyt
 def test_stages_are_read_from_a_log():
     log = "Ray  http://head:8265\na: starts\nb: starts\na: failed: no room\nb: 3 of 3, done in 1 s\nc: odd"
     assert stages(log) == {"done": ["b"], "running": [], "failed": ["a"]}
+
+
+def test_a_job_without_code_checks_what_is_installed():
+    from cluster.jobs import CurrentJob
+    from pipelines.runner.record import versions
+
+    own = versions()["latentmill"]
+    check_installed(CurrentJob(id="a", metadata={"installed": "yes", "version": own}))
+    check_installed(CurrentJob(id="a", metadata={"installed": "no", "version": "0.0.1"}))
+    with pytest.raises(ValueError, match=f"latentmill {own} is installed here, and 0.0.1 has submitted"):
+        check_installed(CurrentJob(id="a", metadata={"installed": "yes", "version": "0.0.1"}))
+
+
+def test_the_record_names_the_job_and_its_page(monkeypatch: pytest.MonkeyPatch):
+    from pipelines.tracking import job_tags
+
+    monkeypatch.delenv(CONFIG, raising=False)
+    assert job_tags() == {}
+    metadata = {
+        "job_submission_id": "latentmill-tiny-1a-2",
+        "dashboard": "http://head:8265",
+        "store": "s3://b/s",
+    }
+    monkeypatch.setenv(CONFIG, json.dumps({"metadata": metadata}))
+    tags = job_tags()
+    assert tags["latentmill.job"] == "latentmill-tiny-1a-2"
+    assert tags["latentmill.dashboard"] == "http://head:8265/#/jobs/latentmill-tiny-1a-2"
+    assert tags["latentmill.dashboard"] in tags["mlflow.note.content"]
