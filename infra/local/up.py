@@ -232,8 +232,10 @@ class Cluster:
         self.services.start(name, inside, more=own, cwd="/")
 
     def _scrape(self, port: int) -> None:
+        # The link to it in Ray's folder holds the path that the head sees, and not every reader does.
         temporary = self.folder / "head" / ("ray" if self.isolated else "")
-        targets = json.dumps(str(temporary / "prom_metrics_service_discovery.json"))
+        session = next(path for path in temporary.glob("session_*") if not path.is_symlink())
+        targets = json.dumps(str(session / "prom_metrics_service_discovery.json"))
         config = self.folder / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 2s}\n"
