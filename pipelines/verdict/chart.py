@@ -69,7 +69,7 @@ def chart(said: Mapping[str, Any]) -> bytes:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 8)
+    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / s <= 8)
     first, last = int(low / step) - 1, int(high / step) + 1
     return [n * step for n in range(first, last + 1) if low <= n * step <= high]
 

@@ -37,8 +37,13 @@ def ruling(
         bootstrap: resamples of the test images.
     """
 
-    def estimate(scores: np.ndarray, of: Sequence[int] | None = None) -> dict[str, float]:
-        return interval(scores, labels, of=of, bootstrap=bootstrap, seed=seed)
+    def estimate(
+        scores: np.ndarray, of: Sequence[int] | None = None, *, least: float = 0.0
+    ) -> dict[str, float]:
+        return interval(scores, labels, of=of, least=least, bootstrap=bootstrap, seed=seed)
+
+    def gain(name: str, of: Sequence[int] | None = None) -> dict[str, float]:
+        return estimate(right[WITH] - right[name], of, least=-1.0)
 
     right = {name: (found == labels).astype(np.int64) for name, found in answers.items()}
     present = sorted(set(labels.tolist()))
@@ -51,12 +56,12 @@ def ruling(
             "seeds": by_seed,
             "per_class": {classes[c]: float(scores[:, labels == c].mean()) for c in present},
         }
-    gains = {name: estimate(right[WITH] - right[name]) for name in WITHOUT}
+    gains = {name: gain(name) for name in WITHOUT}
     best = max(WITHOUT, key=lambda name: arms[name]["macro"]["value"])
     per_class = {
         classes[c]: {
             "test": int((labels == c).sum()),
-            "gain": {name: estimate(right[WITH] - right[name], [c]) for name in (PLAIN, best)},
+            "gain": {name: gain(name, [c]) for name in (PLAIN, best)},
         }
         for c in present
     }
@@ -81,8 +86,8 @@ def verdict(gains: Mapping[str, Mapping[str, float]]) -> Verdict:
 
 
 def macro(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean score of each class that is there; their mean is the macro accuracy."""
-    return np.array([scores[labels == c].mean() for c in np.unique(labels)])
+    """Mean score of each class that is there, of [..., images]; their mean is the macro accuracy."""
+    return np.array([scores[..., labels == c].mean() for c in np.unique(labels)])
 
 
 def interval(
@@ -90,6 +95,7 @@ def interval(
     labels: np.ndarray,
     *,
     of: Sequence[int] | None = None,
+    least: float = 0.0,
     bootstrap: int,
     seed: int,
 ) -> dict[str, float]:
@@ -103,6 +109,7 @@ def interval(
 
     Args:
         of: the classes that the mean is over; all if None.
+        least: what the mean can be at least; 1 is what it can be at most.
     """
     chosen = sorted(set(labels.tolist())) if of is None else list(of)
     draws = np.random.default_rng(seed)
@@ -118,5 +125,6 @@ def interval(
         total += drawn @ values / counts.sum() / seeds / len(chosen)
     error = by_seed.std(ddof=1) / np.sqrt(seeds)
     total += error * draws.standard_t(seeds - 1, size=bootstrap)
-    low, high = np.quantile(total, [0.025, 0.975]).tolist()
+    # Two seeds that differ give an interval wider than accuracies can be.
+    low, high = np.quantile(total, [0.025, 0.975]).clip(least, 1.0).tolist()
     return {"value": float(by_seed.mean()), "low": low, "high": high}

@@ -55,7 +55,7 @@ def trained(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = Classifier(classes=classes, width=stage.width).to(device)
+        module = Classifier(classes=classes, width=stage.width, size=stage.size).to(device)
     optimization = dataclasses.replace(stage.optimization, lr=lr or stage.optimization.lr)
     prior = torch.from_numpy(log_prior(arm, examples.labels, classes=classes)).to(device)
 
@@ -105,18 +105,15 @@ def _batches(
 
 def varied(images: np.ndarray, positions: np.ndarray, *, seed: int, flips: bool, shift: int) -> np.ndarray:
     """Mirrors half of the images and moves each by up to `shift` px, its edge continued; [b, h, w, 3]."""
+    if not flips and not shift:
+        return images
+    u = np.stack([randomness.generator(seed, p, "judge").random(3) for p in positions.tolist()])
     if flips:
-        mirrored = randomness.uniform(seed, positions, "judge flip").numpy() < 0.5
-        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        images = np.where(u[:, 0, None, None, None] < 0.5, images[:, :, ::-1], images)
     if shift:
         size = images.shape[1]
         padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-        down, right = (
-            np.floor(randomness.uniform(seed, positions, f"judge {way}").numpy() * (2 * shift + 1)).astype(
-                int
-            )
-            for way in ("down", "right")
-        )
+        down, right = (u[:, 1:] * (2 * shift + 1)).astype(np.int64).T
         across = np.arange(size)
         rows, columns = down[:, None] + across, right[:, None] + across
         images = padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]

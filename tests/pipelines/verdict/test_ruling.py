@@ -35,7 +35,7 @@ def test_intervals_cover_the_truth(seeds: int) -> None:
         seed = draws.normal(0, 0.03, (seeds, 1))
         gained = draws.random((seeds, len(labels))) < 0.45 + image + seed
         lost = draws.random((seeds, len(labels))) < 0.35 - image
-        found = interval(gained.astype(int) - lost, labels, bootstrap=400, seed=n)
+        found = interval(gained.astype(int) - lost, labels, least=-1, bootstrap=400, seed=n)
         covered += found["low"] <= 0.1 <= found["high"]
     # 2.3 standard deviations below 95 %; above, because two sources whose sizes are guessed are overstated
     assert 0.925 <= covered / runs <= 1
