@@ -367,6 +367,16 @@ def described(manifest: Mapping[str, Any], *, url: str) -> dict[str, str]:
     return tags if loss is None else {**tags, "validation_loss": f"{loss:.6g}"}
 
 
+def who(how: str) -> str:
+    """promote (ada): how a champion was made, and by whom."""
+    import getpass
+
+    try:
+        return f"{how} ({getpass.getuser()})"
+    except (KeyError, OSError):  # a container without a name for its user
+        return how
+
+
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:
     tags = {k.removeprefix(TAG): v for k, v in found.tags.items() if k.startswith(TAG)}
     return Version(

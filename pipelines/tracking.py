@@ -88,7 +88,10 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet"}
-    quiet["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    quiet |= {
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
     return {**patience, **os.environ, **quiet, "PYTHONPATH": path}
 
 
@@ -259,6 +262,11 @@ def facts(manifest: Mapping[str, Any], *, url: str) -> dict[str, Any]:
     tags |= {"version": manifest.get("version", ""), "format": manifest.get("format", "")}
     tags |= {
         f"column.{name}": column.get("digest", "") for name, column in manifest.get("columns", {}).items()
+    }
+    tags |= {
+        f"input.{field}": f"{entry.get('reference')}, version {entry['model_version']}"
+        for field, entry in (manifest.get("inputs") or {}).items()
+        if isinstance(entry, Mapping) and "model_version" in entry
     }
     inputs = [
         {

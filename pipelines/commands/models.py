@@ -71,11 +71,13 @@ class Models:
         return 0
 
     def _move(self, registry: Registry) -> int:
+        from pipelines.registry import who
+
         if self.name is None:
             raise ValueError("say which model: `latentmill models NAME --rollback` or --promote VERSION.")
         if self.rollback and self.promote is not None:
             raise ValueError("--rollback and --promote are two ways: give one.")
-        by = f"hand ({_user()})"
+        by = who("hand")
         if self.rollback:
             left, champion = registry.roll_back(self.name, by=by, why=self.because or "no reason given")
             told = f"{self.name}: version {champion.number} is champion again, in place of {left.number}"
@@ -186,12 +188,3 @@ def _picture(screen: Console, registry: Registry, version: Version) -> None:
     png = registry.picture(version)
     if png is not None:
         screen.print(Padding(terminal.row([png], columns=screen.width - 8, lines=LINES), (0, 0, 0, 7)))
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"

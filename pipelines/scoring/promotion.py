@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines import pictures
-from pipelines.registry import CHAMPION, Registry
+from pipelines.registry import CHAMPION, Registry, who
 from pipelines.scoring.jobs import FEWEST, cut, measured, opened, places, ranked
 from pipelines.scoring.measure import CONDITIONED, Job, Measure, Place, held_out
 
@@ -59,7 +59,7 @@ class Promotion:
         said = self._say(figures, decision, version, before)
         self._tag(registry, version, figures, decision, files)
         if decision.promoted:
-            registry.promote(version, by="promote", why=decision.why)
+            registry.promote(version, by=who("promote"), why=decision.why)
         self.session.event({"kind": "metrics", "step": 0, "values": said["metrics"]})
         self.session.event({"kind": "note", "text": said["says"]})
         return said

@@ -20,6 +20,7 @@ from pipelines import tracking
 from pipelines.recording import flush as flusher
 from pipelines.recording import spool
 from pipelines.recording.spool import Spool
+from pipelines.registry import Registry
 from pipelines.tracking import Destination, Tracker, flatten
 
 LIMIT = 150.0
@@ -120,6 +121,8 @@ def assert_recorded_once(store: Storage, *, steps: range) -> None:
     version = c.get_model_version_by_alias("tiny-base", "candidate")
     assert (str(version.version), version.source, version.tags["latentmill.url"]) == ("1", "/s/x", "/s/x")
     assert len(c.search_model_versions("name='tiny-base'")) == 1
+    # whoever registers the same snapshot finds that version: the gate need not wait for the flusher
+    assert Registry.of(store).register("tiny-base", url="/s/x", manifest=MANIFEST).number == 1
     assert spool.files(Destination.of(store, "tiny").spool) == []
 
 
