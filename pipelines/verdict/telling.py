@@ -38,7 +38,7 @@ def lines(said: Said) -> list[str]:
         )
     floor, n = said["floor"], said["n"]
     told.append(
-        f"floor: from one seed to another real images alone give {share(floor['low'])} to "
+        f"floor: from one seed to another real alone gives {share(floor['low'])} to "
         f"{share(floor['high'])} (standard deviation {share(floor['std'])})"
     )
     for name, gain in said["gains"].items():
