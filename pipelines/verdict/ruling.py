@@ -31,7 +31,7 @@ def ruling(
     """What the arms' answers to the test images say, in JSON types.
 
     Args:
-        answers: arm name -> predicted classes, [seeds, images].
+        answers: arm name -> predicted classes, [seeds, images]; generated images alone may be missing.
         labels: true classes of the images.
         rare: the classes that have fewest real training images, judged for themselves beside the whole.
         bootstrap: resamples of the test images.
@@ -71,7 +71,7 @@ def ruling(
         "rule": RULE,
         "best_without": best,
         "gains": gains,
-        "arms": {arm.name: {"label": arm.label, **arms[arm.name]} for arm in ARMS},
+        "arms": {arm.name: {"label": arm.label, **arms[arm.name]} for arm in ARMS if arm.name in arms},
         "per_class": per_class,
         "floor": {"low": min(spread), "high": max(spread), "std": float(np.std(spread, ddof=1))},
         "n": {"seeds": len(spread), "test": len(labels), "classes": len(present), "bootstrap": bootstrap},

@@ -197,6 +197,8 @@ class Trials:
             raise ValueError(
                 f"judge: {where} has no labelled image in the test split: set ingest's split.test."
             )
+        if self.test.generated.any() or self.validation.generated.any():
+            raise ValueError(f"judge: {where} holds generated images to be judged on; they belong in train.")
         if not self.train.generated.any():
             raise ValueError(
                 "judge: there is no generated image in `augmented`; name an `augment` stage that adds some "
