@@ -15,12 +15,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from pipelines.dataset import MANIFEST
+from pipelines.versions import TAG, Version, described, version_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 REFERENCE = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>\d+))")
 NAME = re.compile(r"[^/@:\s][^/@:]*")
 CANDIDATE, CHAMPION = "candidate", "champion"
-TAG = "latentmill."
 SQLITE = "sqlite:///"
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 """MLflow's codes for a name, alias or version that there is not."""
@@ -40,38 +39,6 @@ class RegistryError(ValueError):
     def __init__(self, message: str, error_code: str) -> None:
         super().__init__(message)
         self.error_code = error_code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """A version of a registered model."""
-
-    name: str
-    number: int
-    url: str
-    """Where its snapshot was when it was registered."""
-    created: float
-    """Seconds since 1970."""
-    run: str | None = None
-    """MLflow's run that made it."""
-    aliases: tuple[str, ...] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """Ours, less their prefix."""
-
-    @property
-    def reference(self) -> str:
-        return f"models:/{self.name}/{self.number}"
-
-    @property
-    def digest(self) -> str | None:
-        """Of the snapshot; None for a version that something else registered."""
-        return self.tags.get("digest")
-
-    @property
-    def before(self) -> int | None:
-        """The version that was champion before this one became it."""
-        number = self.tags.get("champion_before", "")
-        return int(number) if number.isdigit() else None
 
 
 class Registry:
@@ -170,13 +137,13 @@ class Registry:
         aliases = self._aliases(name)
         with self._asked(f"lists no versions of {name}"):
             found = self.client.search_model_versions(f"name='{name}'", max_results=10_000)
-        return sorted((_version(v, aliases) for v in found), key=lambda v: -v.number)
+        return sorted((version_of(v, aliases) for v in found), key=lambda v: -v.number)
 
     def version(self, name: str, number: int) -> Version | None:
         if self.empty:
             return None
         with self._asked(f"does not tell of version {number} of {name}", lenient=True):
-            return _version(self.client.get_model_version(name, str(number)), self._aliases(name))
+            return version_of(self.client.get_model_version(name, str(number)), self._aliases(name))
         return None
 
     def at(self, name: str, alias: str) -> Version | None:
@@ -346,49 +313,6 @@ class Registry:
             reason = str(error).splitlines()[0] if str(error) else error.error_code
             message = f"MLflow at {self.uri} {what} ({reason[:300]})."
             raise RegistryError(message, str(error.error_code)) from error
-
-
-def described(manifest: Mapping[str, Any], *, url: str) -> dict[str, str]:
-    """What a version's tags say of its snapshot."""
-    from pipelines.models import SnapshotFolder
-
-    snapshot = manifest.get("snapshot", {})
-    stage, fingerprint = str(manifest.get("stage", "")), str(manifest.get("fingerprint", ""))
-    tags = {
-        "url": url,
-        "digest": SnapshotFolder(Storage.at(url or "."), dict(manifest)).digest(),
-        "fingerprint": fingerprint,
-        "folder": f"{stage}/{fingerprint}",
-        "task": str(snapshot.get("task", "")),
-        "images_seen": str(snapshot.get("images_seen", "")),
-    }
-    curve = snapshot.get("curve") or []
-    loss = curve[-1][1].get("validation_loss") if curve else None
-    return tags if loss is None else {**tags, "validation_loss": f"{loss:.6g}"}
-
-
-def who(how: str) -> str:
-    """promote (ada): how a champion was made, and by whom."""
-    import getpass
-
-    try:
-        return f"{how} ({getpass.getuser()})"
-    except (KeyError, OSError):  # a container without a name for its user
-        return how
-
-
-def _version(found: Any, aliases: Mapping[str, int]) -> Version:
-    tags = {k.removeprefix(TAG): v for k, v in found.tags.items() if k.startswith(TAG)}
-    return Version(
-        name=found.name,
-        number=int(found.version),
-        # A server refuses another machine's path as a source, so our own tag comes first.
-        url=tags.get("url") or found.source or "",
-        created=found.creation_timestamp / 1000,
-        run=found.run_id or None,
-        aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(found.version))),
-        tags=tags,
-    )
 
 
 def _now() -> str:

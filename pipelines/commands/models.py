@@ -15,7 +15,8 @@ from pipelines.commands.console import console, program, say_json, store
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.registry import Registry, Version
+    from pipelines.registry import Registry
+    from pipelines.versions import Version
 
 RECENT = 3
 """Versions of each model that are listed where none is named, beside those with an alias."""
@@ -71,7 +72,7 @@ class Models:
         return 0
 
     def _move(self, registry: Registry) -> int:
-        from pipelines.registry import who
+        from pipelines.versions import who
 
         if self.name is None:
             raise ValueError("say which model: `latentmill models NAME --rollback` or --promote VERSION.")

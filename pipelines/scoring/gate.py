@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from diffusion.metrics.estimate import Estimate
 
@@ -84,3 +86,34 @@ def decide(figures: Figures, rule: Rule, *, champion: str = "the champion") -> D
 def told(estimate: Estimate) -> str:
     """83.1 (77.4 to 89.8)."""
     return f"{estimate.value:.1f} ({estimate.low:.1f} to {estimate.high:.1f})"
+
+
+def values(figures: Figures) -> dict[str, float]:
+    """The figures as one level of numbers."""
+    found: dict[str, float] = {}
+    for name, estimate in (
+        ("kid", figures.candidate),
+        ("kid_untrained", figures.untrained),
+        ("kid_champion", figures.champion),
+        ("kid_gain", figures.gain),
+        ("loss_rise", figures.loss.rise if figures.loss else None),
+    ):
+        if estimate is not None:
+            found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    if figures.loss is not None:
+        found |= {"loss": figures.loss.candidate, "loss_champion": figures.loss.champion}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def plain(value: Any) -> Any:
+    """The same with None where a number is none, for JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def thousand(estimate: Estimate) -> Estimate:
+    """Times 1000, as kernel distances are told."""
+    return dataclasses.replace(
+        estimate, **{name: 1000 * value for name, value in dataclasses.asdict(estimate).items()}
+    )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines import pictures
-from pipelines.registry import CHAMPION, Registry, who
+from pipelines.registry import CHAMPION, Registry
+from pipelines.scoring.gate import Decision, Figures, Loss, Rule, decide, plain, thousand, told, values
 from pipelines.scoring.jobs import FEWEST, cut, measured, opened, places, ranked
 from pipelines.scoring.measure import CONDITIONED, Job, Measure, Place, held_out
+from pipelines.versions import who
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from diffusion.metrics.estimate import Estimate
     from pipelines.dataset import Dataset
     from pipelines.models import SnapshotFolder
-    from pipelines.registry import Version
-    from pipelines.scoring.gate import Decision, Figures, Loss
     from pipelines.stage import Session
     from pipelines.stages.promote import Promote
+    from pipelines.versions import Version
 
 SPLIT = "validation"
 """What may decide; the test split is for the scores of what was decided."""
@@ -46,7 +46,6 @@ class Promotion:
         Raises:
             ValueError: too few validation images, or MLflow cannot be reached.
         """
-        from pipelines.scoring.gate import Rule, decide
 
         registry = Registry.of(self._store())
         registry.names()  # an MLflow that is away is told now, not after the drawing
@@ -70,7 +69,6 @@ class Promotion:
 
         from diffusion.metrics.kernel import kernel_distance
         from diffusion.metrics.paired import pair_estimate, pair_matrix
-        from pipelines.scoring.gate import Figures
 
         stage = self.stage
         real = places(self.images, (SPLIT,), SPLIT, seed=stage.seed, most=stage.count)
@@ -102,7 +100,7 @@ class Promotion:
             rest = {name: jobs for name, jobs in own.items() if comparable or name != "losses"}
             held = measured(self.session, self._measure(self.champion), rest, before=before)
             if not comparable and samples:
-                text = "Held-out losses are not compared: the champion was trained on other latents."
+                text = "Held-out losses are not compared: the champion reads other latents, texts or classes."
                 self.session.event({"kind": "note", "text": text})
 
         features = torch.from_numpy(found["real"])
@@ -167,9 +165,10 @@ class Promotion:
         inputs = self.session.inputs
         if inputs.get("latents") is None or not self.stage.losses:
             return []
-        if self.candidate.record.get("text") and inputs.get("text") is None:
-            text = "promote has no `text`: the held-out losses are not compared."
-            self.session.event({"kind": "note", "text": text})
+        reads, text = self.candidate.record.get("text"), inputs.get("text")
+        if reads and (text is None or encoder(text.manifest["statistics"]) != encoder(self.candidate.record)):
+            told = "`text` is not what the candidate was trained with: the held-out losses are not compared."
+            self.session.event({"kind": "note", "text": told})
             return []
         datasets = {name: inputs[name] for name in CONDITIONED if inputs.get(name) is not None}
         entries = [place for rows in held_out(datasets, (SPLIT,)) for place in rows.entries]
@@ -177,7 +176,6 @@ class Promotion:
 
     def _loss(self, candidate: np.ndarray | None, champion: np.ndarray | None) -> Loss | None:
         from diffusion.metrics.estimate import Estimate
-        from pipelines.scoring.gate import Loss
         from pipelines.scoring.judgement import Judge
 
         if candidate is None or champion is None:
@@ -204,11 +202,14 @@ class Promotion:
         Raises:
             ValueError: the champion is another one by now, and the comparison says nothing of it.
         """
+        from pipelines.models import SnapshotFolder
+
         if self.stage.champion is not None:
             return registry.find(self.stage.model, self.champion.digest()) if self.champion else None
         rival = registry.rival(self.stage.model, self.candidate.digest())
         held_to = self.champion.digest() if self.champion is not None else None
-        if (rival.digest if rival else None) != held_to:
+        now = None if rival is None else rival.digest or SnapshotFolder.open(registry.place(rival)).digest()
+        if now != held_to:
             raise ValueError(f"The champion of {self.stage.model} changed meanwhile: run again.")
         return rival
 
@@ -228,7 +229,6 @@ class Promotion:
     def _say(
         self, figures: Figures, decision: Decision, version: Version, before: Version | None
     ) -> dict[str, Any]:
-        from pipelines.scoring.gate import told
 
         name = self.stage.model
         verdict = "is champion now" if decision.promoted else "is not promoted"
@@ -252,7 +252,7 @@ class Promotion:
             "promoted": decision.promoted,
             "says": says,
             "rule": {"min_gain": self.stage.min_gain, "max_loss": self.stage.max_loss},
-            "figures": dataclasses.asdict(figures),
+            "figures": plain(dataclasses.asdict(figures)),
             "metrics": values(figures),
             "table": {
                 "title": f"The gate of {name}",
@@ -282,37 +282,21 @@ class Promotion:
         )
 
 
-def values(figures: Figures) -> dict[str, float]:
-    """The figures as one level of numbers."""
-    found: dict[str, float] = {}
-    for name, estimate in (
-        ("kid", figures.candidate),
-        ("kid_untrained", figures.untrained),
-        ("kid_champion", figures.champion),
-        ("kid_gain", figures.gain),
-        ("loss_rise", figures.loss.rise if figures.loss else None),
-    ):
-        if estimate is not None:
-            found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    if figures.loss is not None:
-        found |= {"loss": figures.loss.candidate, "loss_champion": figures.loss.champion}
-    return found
+def encoder(record: Mapping[str, Any]) -> str | None:
+    """Digest of the text encoder that a dataset or a model names."""
+    return (record.get("text") or {}).get("digest")
 
 
 def alike(a: SnapshotFolder, b: SnapshotFolder) -> bool:
-    """Whether the losses of two models are in the same units: one autoencoder, one whitening (within 1 %)."""
+    """Whether two models can be given the same latents and conditions, so that their losses are in the same
+    units: one autoencoder, one whitening (within 1 %), one encoder of texts, one list of classes."""
     file = "autoencoder.safetensors"
     if a.record["files"].get(file) != b.record["files"].get(file):
         return False
+    if any(x and y and x != y for x, y in ((encoder(a.record), encoder(b.record)), (a.classes, b.classes))):
+        return False
     of_a, of_b = (list(map(float, s.record["statistics"]["std"])) for s in (a, b))
     return len(of_a) == len(of_b) and all(abs(x - y) <= 0.01 * y for x, y in zip(of_a, of_b, strict=True))
-
-
-def thousand(estimate: Estimate) -> Estimate:
-    """Times 1000, as kernel distances are told."""
-    return dataclasses.replace(
-        estimate, **{name: 1000 * value for name, value in dataclasses.asdict(estimate).items()}
-    )
 
 
 def _finite(array: np.ndarray | None) -> bool:

@@ -17,7 +17,8 @@ from cluster.storage import Storage
 from pipelines import tracking
 from pipelines.dataset import write_manifest
 from pipelines.models import SnapshotFolder
-from pipelines.registry import CANDIDATE, CHAMPION, Registry, RegistryError, Version
+from pipelines.registry import CANDIDATE, CHAMPION, Registry, RegistryError
+from pipelines.versions import Version
 from tests.pipelines.toys import World
 
 

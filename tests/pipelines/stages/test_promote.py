@@ -78,7 +78,7 @@ class Drawer:
     def __init__(self, folder: SnapshotFolder) -> None:
         self.classes = CLASSES
         self.model = LatentModel(
-            denoiser=Gaussian(folder.record["error"]),  # type: ignore[arg-type]
+            denoiser=Gaussian(float(folder.record["error"])),  # type: ignore[arg-type]
             autoencoder=IdentityAutoencoder(),
             statistics=LatentStatistics(mean=(0.0,) * 3, std=(1.0,) * 3),
             shape=(3, SIZE, SIZE),
@@ -93,7 +93,7 @@ def snapshot(folder: Path, error: float, **changes: Any) -> str:
     files = {"denoiser.safetensors": hashlib.sha256(str(error).encode()).hexdigest()}
     record = {
         "task": "denoiser",
-        "error": error,
+        "error": str(error),
         "network": jsonable(NETWORK),
         "autoencoder": {"kind": "identity"},
         "statistics": {"mean": [0.0] * 3, "std": [1.0] * 3},
@@ -239,6 +239,13 @@ def test_what_draws_like_an_untrained_network_is_not_even_the_first(gate: Gate, 
     gate.run(hopeless)
     assert gate.champion is None
     assert "no better than its network untrained" in gate.report(hopeless)["says"]
+
+
+def test_losses_that_are_no_numbers_are_an_answer(gate: Gate, tmp_path: Path) -> None:
+    broken = snapshot(tmp_path / "broken", float("inf"))
+    assert gate.run(broken) == ["gate"]
+    assert gate.champion is None
+    assert "not finite" in gate.report(broken)["says"]
 
 
 @pytest.mark.parametrize("moment", ["before the alias", "after the alias"])
