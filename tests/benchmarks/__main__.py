@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tests.benchmarks.results import Result, record
 
-MODULES = ("startup", "plan", "ratios", "quickstart", "upscale", "cluster")
+MODULES = ("startup", "plan", "ratios", "quickstart", "upscale", "verdict", "cluster")
 
 
 def benchmarks() -> dict[str, Callable[[], Iterable[Result]]]:
