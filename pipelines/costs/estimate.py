@@ -17,7 +17,7 @@ from pipelines.costs import rates
 from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network
 from pipelines.costs.rates import CORE, Device, Kind
 from pipelines.runner.artifacts import Source
-from pipelines.runner.plan import Plan, PlannedStage
+from pipelines.runner.plan import MISSING, Plan, PlannedStage
 
 ASSUMED = 1_000_000
 """Images of a source that is not there and of which nothing is said."""
@@ -113,14 +113,21 @@ class _Estimate:
     sizes: dict[str, Size] = field(default_factory=dict)
     """By stage name, or reference."""
     assumptions: list[str] = field(default_factory=list)
+    done: bool = False
+    """Of the stage that is looked at."""
 
     def stage(self, planned: PlannedStage) -> Cost:
-        kind = planned.stage.name()
+        for source in planned.sources.values():
+            if source is not None and source.reference not in self.sizes:
+                self.sizes[source.reference] = known(Size(), source.open().manifest)
+        kind, supposed = planned.stage.name(), len(self.assumptions)
+        self.done = planned.state == "done"
         reckon: Callable[[Any], tuple[Size, Cost]] | None = getattr(self, f"_{kind}", None)
         size, cost = reckon(planned.stage) if reckon else (Size(), Cost())
         if planned.state == "done" and planned.folder is not None:
             artifact = Source(kind=planned.stage.output, url=planned.folder.url, reference="").open()
-            size, cost = known(size, artifact.manifest), spent(artifact.manifest, cost)
+            size, cost = known(size, artifact.manifest), spent(artifact, cost)
+            del self.assumptions[supposed:]
         self.sizes[planned.name] = size
         return cost
 
@@ -131,8 +138,8 @@ class _Estimate:
         return self.sizes.get(reference, Size())
 
     def _count(self, stage: Any) -> int:
-        from pipelines.runner.plan import MISSING
-
+        if self.done:  # its manifest says; to list a source may take long
+            return 0
         try:
             return len(stage.source.listing().entries)
         except MISSING:
@@ -265,24 +272,56 @@ class _Estimate:
 def known(size: Size, manifest: Mapping[str, Any]) -> Size:
     """What was reckoned, as far as the finished output does not say better."""
     counts = manifest.get("counts") or {}
+    if "snapshot" in manifest:
+        return learned(manifest["snapshot"])
     if counts.get("committed"):
         size = replace(size, samples=int(counts["committed"]))
     if manifest.get("classes"):
         size = replace(size, classes=len(manifest["classes"]))
     said = manifest.get("statistics") or {}
     if "shape" in said:
-        size = replace(size, latents=(said["shape"][0], said["shape"][1]))
+        size = replace(size, latents=(said["shape"][0], said["shape"][1]), side=said["resolution"])
     if "width" in (said.get("text") or {}):
         size = replace(size, text_width=said["text"]["width"], captions=said["text"].get("captions", 0))
     return size
 
 
-def spent(manifest: Mapping[str, Any], cost: Cost) -> Cost:
-    """What a finished stage holds and took. A snapshot's bytes stay as they were reckoned."""
-    shards = manifest.get("shards") or []
+def learned(record: Mapping[str, Any]) -> Size:
+    """What a snapshot says of its networks."""
+    from pipelines.models import autoencoder_config, network_config
+
+    side = int(record["resolution"])
+    config = autoencoder_config(record["autoencoder"])
+    encoder, decoder = autoencoder(config, side=side)
+    size = Size(side=side, encoder=encoder, decoder=decoder, latents=latent_shape(config, side))
+    if "network" not in record:
+        return size
+    channels, of_latents, _ = record["latent_shape"]
+    text, upscaling = record.get("text") or {}, record.get("upscaling")
+    work = network(
+        network_config(record["network"]),
+        channels=channels,
+        size=upscaling["size"] if upscaling else of_latents,
+        classes=len(record.get("classes") or ()),
+        text_width=text.get("width"),
+        tokens=rates.TOKENS if text else 0,
+        low_channels=channels if upscaling else 0,
+    )
+    return replace(size, denoiser=work, latents=(channels, of_latents))
+
+
+def spent(artifact: Any, cost: Cost) -> Cost:
+    """What a finished stage holds and took."""
+    manifest = artifact.manifest
+    shards, files = manifest.get("shards"), (manifest.get("snapshot") or {}).get("files")
     execution = manifest.get("execution") or {}
+    taken = cost.bytes
+    if shards:
+        taken = float(sum(shard.get("bytes", 0) for shard in shards))
+    elif files:
+        taken = float(sum(artifact.storage.size(name) for name in files))
     return Cost(
-        bytes=float(sum(shard.get("bytes", 0) for shard in shards)) if shards else cost.bytes,
+        bytes=taken,
         seconds=execution.get("seconds"),
         measured=True,
     )
