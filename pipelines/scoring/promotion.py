@@ -90,18 +90,18 @@ class Promotion:
                 for r in cut(len(samples), stage.micro_batch)
             ],
         }
-        each = sum(len(job) for of in own.values() for job in of)
-        after = each if self.champion is not None else 0
+        rest: dict[str, list[Job]] = {}
+        if self.champion is not None:
+            rest = own if alike(self.candidate, self.champion) else {**own, "losses": []}
+            if samples and not rest["losses"]:
+                text = "Held-out losses are not compared: the champion reads other latents, texts or classes."
+                self.session.event({"kind": "note", "text": text})
+        after = sum(len(job) for of in rest.values() for job in of)
         found = measured(self.session, self._measure(self.candidate), {**shared, **own}, after=after)
         held = None
         if self.champion is not None:
-            before = each + sum(len(job) for of in shared.values() for job in of)
-            comparable = alike(self.candidate, self.champion)
-            rest = {name: jobs for name, jobs in own.items() if comparable or name != "losses"}
+            before = sum(len(job) for of in (shared | own).values() for job in of)
             held = measured(self.session, self._measure(self.champion), rest, before=before)
-            if not comparable and samples:
-                text = "Held-out losses are not compared: the champion reads other latents, texts or classes."
-                self.session.event({"kind": "note", "text": text})
 
         features = torch.from_numpy(found["real"])
         bootstrap: dict[str, int] = {"resamples": stage.bootstrap, "seed": stage.seed}
