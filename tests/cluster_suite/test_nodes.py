@@ -53,8 +53,12 @@ stages:
 STAGES = ["images", "captions", "vae", "latents", "model", "drawn"]
 UNTRAINED = ("ingest/", "caption/")
 """Outputs that no training has touched."""
-SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "OMP_NUM_THREADS": "1"}
-"""A node's loss is known to Ray Train's scheduler only after some attempts of this length."""
+SETTINGS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",
+}
+"""Ray Train learns of a lost node after attempts of this length; workers would be nicer than all else."""
 
 
 def outputs(store: Storage) -> dict[str, str]:
@@ -191,7 +195,7 @@ def test_it_ends_well_though_two_nodes_were_lost_while_they_worked(story: Story)
     assert state(story) == "succeeded", JobServer(story.cluster.dashboard).logs(story.job["id"])[-5000:]
     shards = sum(name.startswith("encode/") and name.endswith(".tar") for name in outputs(story.store))
     assert 2 <= story.progress["latents"] < shards, "the first node was lost while shards were encoded"
-    assert 800 < story.progress["model"] < 4000, "the second one while the model was trained"
+    assert 800 <= story.progress["model"] < 4000, "the second one while the model was trained"
 
 
 def test_its_bytes_are_those_of_a_run_on_one_machine(story: Story, local: dict[str, str]):
