@@ -46,6 +46,8 @@ class StageRow:
     """(time, done) within the last `WINDOW` seconds."""
 
     def progress(self, time: float, done: float, total: float | None, unit: str) -> None:
+        if done < self.done:  # a training that lost a worker goes on from its last checkpoint
+            self.samples.clear()
         self.done, self.total, self.unit = done, total, unit
         self.samples.append((time, done))
         while len(self.samples) > 2 and self.samples[0][0] < time - WINDOW:

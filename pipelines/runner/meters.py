@@ -57,7 +57,9 @@ class Meters:
         if "shards" in event:
             self._set(stage, shards=event["shards"], rejects=sum(event.get("rejects", {}).values()))
         then, before = self._since.setdefault(stage, (now, done))
-        if now - then >= WINDOW:
+        if done < before:  # a training that lost a worker goes on from its last checkpoint
+            self._since[stage] = (now, done)
+        elif now - then >= WINDOW:
             self._since[stage] = (now, done)
             self._set(stage, images_per_second=(done - before) / (now - then))
 

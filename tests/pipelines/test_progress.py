@@ -32,6 +32,15 @@ def test_rate_and_time_left_follow_the_window() -> None:
     assert row.left(130.0) == pytest.approx((1000 - 600) / 2 - 30)
 
 
+def test_what_goes_back_to_a_checkpoint_has_no_negative_rate() -> None:
+    row = StageRow("a")
+    row.progress(0.0, 900, 1000, "images")
+    row.progress(60.0, 800, 1000, "images")
+    assert row.rate is None
+    row.progress(70.0, 900, 1000, "images")
+    assert row.rate == pytest.approx(10.0)
+
+
 def test_a_stage_without_progress_claims_no_rate() -> None:
     row = StageRow("train")
     row.progress(1.0, 0, 100, "images")
