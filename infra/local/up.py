@@ -4,8 +4,8 @@
     python -m infra.local.up -- latentmill ...    runs a command with that environment, then stops
 
 A Ray head and workers that ask for a token, an MLflow server on PostgreSQL, an S3 server (moto) and
-Prometheus, each on a free port of the loopback interface. It needs Debian's packages `postgresql` and
-`prometheus`.
+Prometheus, each on a free port. All but Ray's own ports, which ask for the token, listen to this machine
+alone. It needs Debian's packages `postgresql` and `prometheus`.
 
 With `--isolated` (as root) each Ray node is as good as a machine of its own: its own processes, /tmp and
 shared memory, and the project's folder is empty on it. Nothing is shared then but the network.
