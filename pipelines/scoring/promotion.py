@@ -49,12 +49,12 @@ class Promotion:
 
         registry = Registry.of(self._store())
         registry.names()  # an MLflow that is away is told now, not after the drawing
-        figures, drawings = self._figures()
+        figures, drawings, words = self._figures()
         version = self._registered(registry)
         rule = Rule(min_gain=self.stage.min_gain, max_loss=self.stage.max_loss)
         before = self._before(registry, version)
         decision = decide(figures, rule, champion=f"version {before.number}" if before else "the champion")
-        files = self._draw(drawings)
+        files = self._draw(drawings, words)
         said = self._say(figures, decision, version, before)
         self._tag(registry, version, figures, decision, files)
         if decision.promoted:
@@ -63,8 +63,8 @@ class Promotion:
         self.session.event({"kind": "note", "text": said["says"]})
         return said
 
-    def _figures(self) -> tuple[Figures, list[np.ndarray]]:
-        """What is measured, and the first images that each model drew."""
+    def _figures(self) -> tuple[Figures, list[np.ndarray], list[str]]:
+        """What is measured, the first images that each model drew, and what they were asked for."""
         import torch
 
         from diffusion.metrics.kernel import kernel_distance
@@ -122,7 +122,8 @@ class Promotion:
             loss=self._loss(found.get("losses"), held.get("losses") if held is not None else None),
             finite=_finite(found["drawn"]) and _finite(found.get("losses")),
         )
-        return figures, [found["drawings"], *([held["drawings"]] if held is not None else [])]
+        drawings = [found["drawings"], *([held["drawings"]] if held is not None else [])]
+        return figures, drawings, [text or label or "" for text, label in asked[: len(found["drawings"])]]
 
     def _measure(self, model: SnapshotFolder) -> Measure:
         stage = self.stage
@@ -213,14 +214,14 @@ class Promotion:
             raise ValueError(f"The champion of {self.stage.model} changed meanwhile: run again.")
         return rival
 
-    def _draw(self, drawings: Sequence[np.ndarray]) -> dict[str, str]:
+    def _draw(self, drawings: Sequence[np.ndarray], words: Sequence[str]) -> dict[str, str]:
         """Writes the pictures: both models' first images, and the candidate's alone for the registry."""
         from PIL import Image
 
         rows = [[Image.fromarray(image) for image in images] for images in drawings]
         side = rows[0][0].width
         labels = ["candidate", "champion"][: len(rows)]
-        both = pictures.grid(rows, row_labels=labels, cell=max(64, side))
+        both = pictures.grid(rows, row_labels=labels, column_labels=words, cell=max(96, side))
         self.session.output.replace("drawings.png", both)
         self.session.output.replace("candidate.png", pictures.grid([rows[0][:8]], cell=side))
         self.session.event({"kind": "picture", "name": "the same noise", "step": 0, "png": both})
