@@ -78,9 +78,9 @@ class Plan:
         }
 
     def _told(self, costs: Costs) -> list[str]:
-        """What all that is left takes, and what was supposed to say so; nothing where nothing is left."""
+        """What all that is left takes, and what was supposed to say so; nothing where that is nothing, or unknown."""
         total = costs.total
-        if all(cost.measured for cost in costs.stages.values()):
+        if not total.seconds:
             return []
         parts = [f"{size(total.bytes)} in the store", f"{duration(total.seconds)} one after another"]
         if costs.gpu_hours:
