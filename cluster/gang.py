@@ -95,6 +95,8 @@ def run_gang(
     # Beside the driver: a node that is lost takes workers away, and not what they have told.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "name": f"events of {run}", "scheduling_strategy": here}
+    # Its calls are many, and would hide the work from those who look at the dashboard.
+    options["enable_task_events"] = False
     mailbox: Any = ray.remote(Mailbox).options(**options).remote()
     each = {"CPU": resources.cpus or 1.0}
     if resources.gpus:

@@ -91,6 +91,8 @@ def head(place: Path) -> Iterator[Head]:
         "LATENTMILL_STORE": str(place / "store"),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's workers stand back by 15 otherwise, behind everything else that this machine does.
+        "RAY_worker_niceness": "0",
     }
     # Ray's sockets lie in its folder, and their names may have 107 characters at most.
     with tempfile.TemporaryDirectory(prefix="mill-", ignore_cleanup_errors=True) as folder:
