@@ -78,7 +78,7 @@ class Plan:
         }
 
     def _told(self, costs: Costs) -> list[str]:
-        """What all that is left takes, and what was supposed to say so; nothing where that is nothing, or unknown."""
+        """What all that is left takes, and what was supposed to say so; nothing where nothing is known."""
         total = costs.total
         if not total.seconds:
             return []
