@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.verdict.arms import ARMS
+
 Said = Mapping[str, Any]
 """What `pipelines.verdict.ruling` found, with the arms' images."""
 
@@ -29,7 +31,7 @@ def lines(said: Said) -> list[str]:
     """For a terminal: the verdict, every arm, the floor and the rule."""
     told = [f"verdict: {said['verdict']} ({_MEANING[said['verdict']]})"]
     told.append(f"  {'trained on':28}{'real':>8}{'generated':>11}   macro accuracy           rarest classes")
-    for name, arm in said["arms"].items():
+    for name, arm in _arms(said):
         images = arm["images"]
         told.append(
             f"  {arm['label']:28}{images['real']:8,}{images['generated']:11,}   "
@@ -41,8 +43,10 @@ def lines(said: Said) -> list[str]:
         f"floor: from one seed to another real alone gives {share(floor['low'])} to "
         f"{share(floor['high'])} (standard deviation {share(floor['std'])})"
     )
-    for name, gain in said["gains"].items():
-        told.append(f"gain of real + generated over {said['arms'][name]['label']}: {signed(gain)}")
+    for name, arm in _arms(said):
+        if name in said["gains"]:
+            gain = signed(said["gains"][name])
+            told.append(f"gain of real + generated over {arm['label']}: {gain}")
     told.append(
         f"{n['seeds']} seeds, {said['images_seen']:,} images seen by each classifier, {n['test']:,} test "
         "images; 95 % intervals over seeds and test images"
@@ -53,7 +57,7 @@ def lines(said: Said) -> list[str]:
 def table(said: Said) -> dict[str, Any]:
     """For the report: {"title", "columns", "rows", "says"}."""
     rows = []
-    for name, arm in said["arms"].items():
+    for name, arm in _arms(said):
         gain = said["gains"].get(name)
         rows.append(
             [
@@ -111,6 +115,11 @@ def signed(interval: Mapping[str, float]) -> str:
 def between(interval: Mapping[str, float]) -> str:
     """.731 (.722 to .741)."""
     return f"{share(interval['value'])} ({share(interval['low'])} to {share(interval['high'])})"
+
+
+def _arms(said: Said) -> list[tuple[str, Mapping[str, Any]]]:
+    """In their own order, which a manifest does not keep."""
+    return [(arm.name, said["arms"][arm.name]) for arm in ARMS if arm.name in said["arms"]]
 
 
 def _without(said: Said) -> str:

@@ -29,7 +29,7 @@ def test_intervals_cover_the_truth(seeds: int) -> None:
     """Seeds and images of which each alone would make the interval too short."""
     draws = np.random.default_rng(seeds)
     labels = np.repeat(np.arange(3), [40, 80, 120])
-    runs, covered = 400, 0
+    runs, covered = 250, 0
     for n in range(runs):
         image = draws.uniform(-0.3, 0.3, len(labels))
         seed = draws.normal(0, 0.03, (seeds, 1))
@@ -37,8 +37,8 @@ def test_intervals_cover_the_truth(seeds: int) -> None:
         lost = draws.random((seeds, len(labels))) < 0.35 - image
         found = interval(gained.astype(int) - lost, labels, least=-1, bootstrap=400, seed=n)
         covered += found["low"] <= 0.1 <= found["high"]
-    # 2.3 standard deviations below 95 %; above, because two sources whose sizes are guessed are overstated
-    assert 0.925 <= covered / runs <= 1
+    # 2 standard deviations below 95 %; above, because two sources whose sizes are guessed are overstated
+    assert 0.922 <= covered / runs <= 1
 
 
 def test_a_bootstrap_of_seeds_would_be_too_short() -> None:

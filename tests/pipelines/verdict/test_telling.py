@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def said(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_run_ends_with_the_verdict_its_floor_and_its_rule() -> None:
-    stage = StageView("verdict", kind="judge", manifest={"report": {"verdict": said()}})
+    kept = json.loads(json.dumps({"report": {"verdict": said()}}, sort_keys=True))
+    stage = StageView("verdict", kind="judge", manifest=kept)
     told = results.of_run(RunView("r", stages=[stage, StageView("images", kind="ingest")]))
     assert told[0] == "verdict: benefit (the generated images help)"
     assert told[2].split() == ["real", "1,363", "0", ".800", "(.790", "to", ".810)", ".700", "(.680", "to",
