@@ -143,7 +143,7 @@ def single(story: Story) -> dict[str, str]:
 def run_here(story: Story, store: str, *flags: str) -> dict[str, str]:
     """Without the cluster, which idles meanwhile."""
     start, away = time.monotonic(), dict.fromkeys(story.cluster.environment, "")
-    own = {**away, "RAY_AUTH_MODE": "disabled"}
+    own = {**away, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     latentmill("run", "nodes.yaml", "--store", store, *flags, environment=own, cwd=story.place)
     story.seconds[f"{store} run"] = time.monotonic() - start
     return outputs(Storage.at(story.place / store))
