@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ALL = ""
 """The one group of a dataset without classes."""
 SHOWN = 8
-"""Classes, and images of each, in the picture."""
+"""Classes, the rarest first, and images of each, in the picture."""
 Place = tuple[str, int]
 
 
@@ -116,7 +116,7 @@ class Augment(Stage):
             session.event({"kind": "note", "text": text})
         values = {"real": float(sum(c["real"] for c in counts.values())), "generated": float(added)}
         session.event({"kind": "metrics", "step": 0, "values": values})
-        named = [name for name in chosen if chosen[name]][:SHOWN]
+        named = sorted((name for name in chosen if chosen[name]), key=lambda name: len(held[name]))[:SHOWN]
         if named:
             png = _picture(session.inputs["real"], session.inputs["generated"], held, chosen, named)
             session.event({"kind": "picture", "name": "real and generated", "step": 0, "png": png})

@@ -22,7 +22,7 @@ REPETITIONS = 10
 SEEDS = 3
 HEAD, RATIO = 100, 20
 """Real training images of the first class, and over those of the last; offered ones fill every class up."""
-TESTED = 2000
+TESTED = 1000
 """Test images, the same in every repetition."""
 OFFERS = ("noise", "wrong class", "unseen real")
 GENERATIVE_SEEDS = 3
@@ -120,10 +120,10 @@ def repetition(number: int) -> dict[str, str]:
     stage = Judge(
         augmented="none",
         size=16,
-        width=16,
+        width=8,
         batch=32,
-        images_seen=6_400,
-        optimization=OptimizationConfig(lr=3e-3, weight_decay=0.05, warmup=640, cooldown=3_200, ema=0.05),
+        images_seen=4_800,
+        optimization=OptimizationConfig(lr=3e-3, weight_decay=0.05, warmup=480, cooldown=2_400, ema=0.05),
         flips=False,
     )
     draws = np.random.default_rng(number)
