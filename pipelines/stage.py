@@ -201,7 +201,7 @@ class _Stage(ABC):
         return {}
 
     def implied(self, inputs: Inputs, store: Storage) -> Mapping[str, Source | None]:
-        """Inputs that the recipe leaves out and the stage finds itself, once its other inputs are finished."""
+        """Inputs that the recipe leaves out and the stage finds itself, once the others are finished."""
         return {}
 
     def bytes_needed(self, inputs: Inputs) -> int:
