@@ -97,7 +97,8 @@ class ObjectStorage(Storage):
             except FileNotFoundError:
                 return []
         names = map(self._name, found)
-        return sorted(name for name in names if name.startswith(prefix))
+        # Other programs mark folders by empty objects whose name ends in a slash, this one among them.
+        return sorted(name for name in names if name.startswith(prefix) and name and not name.endswith("/"))
 
     def folders(self) -> list[str]:
         with self._plainly():

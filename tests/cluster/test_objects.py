@@ -64,6 +64,22 @@ def test_what_is_put_is_read(bucket: Storage, tmp_path: Path):
             call("a/1")
 
 
+def test_the_marks_that_others_make_for_folders_are_no_files(bucket: Storage):
+    """As Arrow does when Ray Train keeps its notes in the store."""
+    import s3fs
+
+    bucket.put_if_absent("a/1", b"1")
+    server = s3fs.S3FileSystem(skip_instance_cache=True, endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    name = bucket.url.removeprefix("s3://").partition("/")[0]
+    for key in ("store/", "store/a/", "store/a/b/"):
+        server.call_s3("put_object", Bucket=name, Key=key, Body=b"")
+    assert bucket.list() == ["a/1"]
+    assert bucket.list("a/") == ["a/1"]
+    assert bucket.folder("a").list() == ["1"]
+    assert bucket.folders() == ["a"]
+    assert bucket.folder("a").folders() == ["b"]
+
+
 @pytest.mark.slow
 def test_a_large_file_goes_up_in_parts_and_still_only_once(bucket: Storage, tmp_path: Path):
     source = tmp_path / "large"
