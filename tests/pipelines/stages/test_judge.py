@@ -129,7 +129,7 @@ def test_unseen_real_images_earn_benefit(helped: Any) -> None:
     assert said["arms"]["generated"]["macro"]["value"] > said["arms"]["real"]["macro"]["value"]
 
 
-@pytest.mark.parametrize("what", ["noise", "wrong class"])
+@pytest.mark.parametrize("what", [pytest.param("noise", marks=pytest.mark.slow), "wrong class"])
 def test_what_teaches_nothing_earns_none(real: Dataset, tmp_path: Path, what: str) -> None:
     made = (
         offered(tmp_path / "made", noise) if what == "noise" else offered(tmp_path / "made", drawing, turn=1)
