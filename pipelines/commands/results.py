@@ -79,9 +79,10 @@ def _conditioning(scores: Scores) -> list[str]:
     text = scores.get("conditioning")
     if not text:
         return []
-    meaning = "the model reads its captions" if text["low"] > 0 else "no effect of the captions is shown"
+    by = text.get("by", "captions")
+    meaning = f"the model reads its {by}" if text["low"] > 0 else f"no effect of the {by} is shown"
     return [
-        f"held-out loss {text['true']:.4f} with the true captions, {text['shuffled']:.4f} with shuffled ones "
+        f"held-out loss {text['true']:.4f} with the true {by}, {text['shuffled']:.4f} with shuffled ones "
         f"(difference {text['difference']:.4f}, {text['low']:.4f} to {text['high']:.4f}): {meaning}"
     ]
 
