@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REPETITIONS = 10
 """Of the planted truths, each with other training images."""
-SEEDS = 3
+SEEDS = 5
 HEAD, RATIO = 100, 20
 """Real training images of the first class, and over those of the last; offered ones fill every class up."""
 TESTED = 1000
