@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 REPETITIONS = 10
 """Of the planted truths, each with other training images."""
 SEEDS = 5
-HEAD, RATIO = 100, 20
+HEAD, RATIO = 200, 20
 """Real training images of the first class, and over those of the last; offered ones fill every class up."""
-TESTED = 1000
+TESTED = 4000
 """Test images, the same in every repetition."""
 OFFERS = ("noise", "wrong class", "unseen real")
 GENERATIVE_SEEDS = 3
@@ -120,10 +120,10 @@ def repetition(number: int) -> dict[str, str]:
     stage = Judge(
         augmented="none",
         size=16,
-        width=8,
+        width=16,
         batch=32,
-        images_seen=4_800,
-        optimization=OptimizationConfig(lr=3e-3, weight_decay=0.05, warmup=480, cooldown=2_400, ema=0.05),
+        images_seen=9_600,
+        optimization=OptimizationConfig(lr=3e-3, weight_decay=0.05, warmup=960, cooldown=4_800, ema=0.05),
         flips=False,
     )
     draws = np.random.default_rng(number)
