@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 REPETITIONS = 10
 """Of the planted truths, each with other training images."""
 SEEDS = 5
-HEAD, RATIO = 200, 20
-"""Real training images of the first class, and over those of the last; offered ones fill every class up."""
+HEAD, RATIO, FILLED = 40, 4, 200
+"""Real training images of the first class, how many times fewer of the last, what each is filled up to."""
 TESTED = 4000
 """Test images, the same in every repetition."""
 OFFERS = ("noise", "wrong class", "unseen real")
@@ -132,7 +132,7 @@ def repetition(number: int) -> dict[str, str]:
     for c, count in enumerate(LongTail(head=HEAD, ratio=RATIO).counts(10)):
         order = draws.permutation(np.flatnonzero(labels == c))
         mine.append(order[:count])
-        others.append(order[count:HEAD])
+        others.append(order[count:FILLED])
     own, unseen = np.concatenate(mine), np.concatenate(others)
     test_images, test_labels = fashion("t10k")
     test = Examples(images=test_images[:TESTED], labels=test_labels[:TESTED], weights=np.ones(TESTED))
