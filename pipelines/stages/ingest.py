@@ -18,7 +18,7 @@ from pipelines.sources import Entry, Listing, Source
 from pipelines.sources.fit import Format, Resize
 from pipelines.sources.long_tail import LongTail, thinned
 from pipelines.sources.split import Assignment, Split, assign, leaks, shard_names
-from pipelines.stage import Inputs, Row, Sample, ShardPlan, ShardStage
+from pipelines.stage import Inputs, Row, Sample, ShardPlan, ShardStage, added
 
 _LOOKS = 256
 """Inputs that one child looks at while planning."""
@@ -49,7 +49,7 @@ class Ingest(ShardStage):
     """Shares of validation and test."""
     seed: int = 0
     """Which images are held out."""
-    long_tail: LongTail | None = None
+    long_tail: LongTail | None = added(None)
     """Keeps few of the training images, fewer from class to class; all if None."""
     samples_per_shard: int = 1000
     """At most about so many; a split has a power of two of shards."""
@@ -66,11 +66,6 @@ class Ingest(ShardStage):
         for name in ("samples_per_shard", "max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-
-    def meaning(self) -> dict[str, Any]:
-        # A field that came later: where it is not set, stores hold outputs that were named without it.
-        meaning = super().meaning()
-        return {k: v for k, v in meaning.items() if k != "long_tail" or v is not None}
 
     def external(self) -> dict[str, str]:
         return {"source": self.source.digest()}
