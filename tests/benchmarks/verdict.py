@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-REPETITIONS = 10
+REPETITIONS = 4
 """Of the planted truths, each with other training images."""
 SEEDS = 5
 HEAD, RATIO, FILLED = 40, 4, 200
