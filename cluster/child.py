@@ -1,7 +1,7 @@
 """Running a function in a disposable process, for bytes that nobody vouches for.
 
 The child has its own limits of memory and time, no Ray connection and no credentials in its environment.
-What it sends back is parsed, never unpickled: a child that was taken over can lie, but not run code here.
+What goes either way is parsed, never unpickled: a child that was taken over can lie, but not run code here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -53,7 +52,7 @@ def run_in_child(
     Args:
         function: of a module's top level; imported in the child. Returns JSON types and bytes; if it is a
             generator function, its items are sent as they are made, and come back as a list.
-        argument: anything that pickles.
+        argument: JSON types and bytes.
         memory: bytes of address space that the child may have beside what its imports take.
         seconds: wall-clock limit.
 
@@ -68,7 +67,8 @@ def run_in_child(
         "OMP_NUM_THREADS": "1",
     }
     module = _module_name(function)
-    task = pickle.dumps((module, function.__qualname__, argument, memory, seconds), protocol=5)
+    task = {"module": module, "function": function.__qualname__, "argument": argument}
+    task |= {"memory": memory, "seconds": seconds}
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
         start_new_session=True,
@@ -91,7 +91,7 @@ def run_in_child(
         assert child.stdin
         assert child.stdout
         with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(task)
+            _send(child.stdin, task)
             child.stdin.close()
         for frame in _frames(child.stdout):
             if "result" in frame:
@@ -202,13 +202,13 @@ def _main() -> None:
 
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    module, name, argument, memory, seconds = pickle.load(sys.stdin.buffer)
-    function: Any = importlib.import_module(module)
-    for part in name.split("."):
+    task = next(_frames(sys.stdin.buffer))
+    function: Any = importlib.import_module(task["module"])
+    for part in task["function"].split("."):
         function = getattr(function, part)
-    _limit(memory, seconds)
+    _limit(task["memory"], task["seconds"])
     try:
-        result = function(argument)
+        result = function(task["argument"])
         many = hasattr(result, "__next__")
         for item in result if many else (result,):
             _send(answers, {"result": item})

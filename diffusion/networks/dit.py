@@ -13,6 +13,8 @@ from diffusion.networks.layers import (
     SelfAttention,
     SwiGLU,
     TimeEmbedding,
+    class_embedding,
+    pooled_embedding,
     position_table,
     rotary_angles,
     with_low,
@@ -150,14 +152,9 @@ class DiT(nn.Module):
         """Time, class and pooled text in one vector; a part that is absent adds what a dropped one adds."""
         condition = self.time(c_noise)
         if self.label is not None:
-            label = conditioning.label
-            if label is None:
-                label = torch.full(c_noise.shape, self.classes, device=c_noise.device)
-            condition = condition + self.label(label)
+            condition = condition + class_embedding(self.label, conditioning.label, c_noise)
         if self.pooled is not None and conditioning.pooled is not None:
-            # Encoders give unit vectors, which would weigh little beside the time. A dropped one stays zero.
-            pooled = torch.nn.functional.rms_norm(conditioning.pooled, conditioning.pooled.shape[-1:])
-            condition = condition + self.pooled(pooled)
+            condition = condition + pooled_embedding(self.pooled, conditioning.pooled)
         if self.level is not None and conditioning.level is not None:
             condition = condition + self.level(conditioning.level)
         return condition

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -123,6 +123,21 @@ class TimeEmbedding(nn.Module):
     def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, "b w"]:
         angles = self.scale * c_noise[:, None] * self.frequencies
         return self.net(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def class_embedding(
+    table: nn.Embedding, label: Int[Tensor, " b"] | None, like: Float[Tensor, " b"]
+) -> Float[Tensor, "b w"]:
+    """Of each sample's class; the table's last row stands for none."""
+    if label is None:
+        label = torch.full(like.shape, table.num_embeddings - 1, device=like.device)
+    return table(label)
+
+
+def pooled_embedding(layer: nn.Linear, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b w"]:
+    """Of the pooled text. Encoders give unit vectors, which would weigh little beside the time; a dropped one
+    stays zero."""
+    return layer(F.rms_norm(pooled, pooled.shape[-1:]))
 
 
 def with_low(x: Float[Tensor, "b c h w"], conditioning: Conditioning) -> Float[Tensor, "b both h w"]:

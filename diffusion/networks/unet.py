@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.conditioning import Conditioning
-from diffusion.networks.layers import TimeEmbedding, with_low
+from diffusion.networks.layers import TimeEmbedding, class_embedding, pooled_embedding, with_low
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -142,11 +142,7 @@ class UNet(nn.Module):
         if self.level is not None and conditioning.level is not None:
             condition = condition + self.level(conditioning.level)
         if self.label is not None:
-            label = conditioning.label
-            if label is None:
-                label = torch.full(c_noise.shape, self.classes, device=c_noise.device)
-            condition = condition + self.label(label)
+            condition = condition + class_embedding(self.label, conditioning.label, c_noise)
         if self.pooled is not None and conditioning.pooled is not None:
-            pooled = F.rms_norm(conditioning.pooled, conditioning.pooled.shape[-1:])
-            condition = condition + self.pooled(pooled)
+            condition = condition + pooled_embedding(self.pooled, conditioning.pooled)
         return condition

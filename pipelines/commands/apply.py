@@ -48,10 +48,17 @@ class Apply:
     """Print JSON."""
 
     def __call__(self, flags: Sequence[str]) -> int:
+        from pipelines.upscaler import check
+
         if not self.images.exists():
             raise ValueError(f"There is no {self.images}: give a folder, a zip archive or an image.")
+        from pipelines.models import find
+
         place = store(self.store)
-        url = resolve(self.model, self.store)
+        # Opened here: a mistake is told before images are read, and a shipped model's name becomes its place.
+        folder = find(resolve(self.model, self.store), store=self.store)
+        check(folder)
+        url = folder.storage.url
         if self.images.is_file() and self.images.suffix.lower() in IMAGES:
             written, rejected = [self._one(url)], dict[str, str]()
         else:

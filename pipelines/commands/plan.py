@@ -53,6 +53,8 @@ class Plan:
         from pipelines.costs.estimate import estimate
         from pipelines.runner.plan import plan
 
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"--images is {self.images}; it must be at least 1.")
         recipe = config.load(self.recipe, flags)
         if self.fields:
             return self._fields(recipe)

@@ -38,22 +38,26 @@ class Task:
 
 Item = tuple[str | int, str]
 """`Entry.where` and `Entry.digest` of one input."""
+Call = dict[str, Any]
+"""A task and its items as JSON, which is all that a child is sent."""
 
 
-def in_child(
-    function: Callable[[tuple[Task, Sequence[Item]]], Any], task: Task, items: Sequence[Item]
-) -> list[Any]:
+def in_child(function: Callable[[Call], Any], task: Task, items: Sequence[Item]) -> list[Any]:
     """One result an item, in order; an item that kills its child twice gets {"reject": "poison"}.
 
     Raises:
         ValueError: the source is not what it was when it was listed.
         ChildDied: our own code raised an exception.
     """
+    from pydantic import TypeAdapter
+
+    told = TypeAdapter(Task).dump_python(task, mode="json")
     results: list[Any] = []
     strikes = 0
     while len(results) < len(items):
         try:
-            results += run_in_child(function, (task, items[len(results) :]), memory=task.memory)
+            call = {"task": told, "items": list(items[len(results) :])}
+            results += run_in_child(function, call, memory=task.memory)
         except ChildDied as died:
             if died.reason.startswith("ValueError: "):
                 raise ValueError(died.reason.removeprefix("ValueError: ")) from None
@@ -67,11 +71,11 @@ def in_child(
     return results
 
 
-def look_at(call: tuple[Task, Sequence[Item]]) -> Iterator[dict[str, Any]]:
+def look_at(call: Call) -> Iterator[dict[str, Any]]:
     """For each item its perceptual hashes ({"hash", "mirrored"}, absent in a flat picture), or {"reject"}."""
     from pipelines.duplicates import look
 
-    task, items = call
+    task, items = _opened(call)
     reader = task.source.reader()
     for item in items:
         with _limited():
@@ -83,9 +87,9 @@ def look_at(call: tuple[Task, Sequence[Item]]) -> Iterator[dict[str, Any]]:
                 yield {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
 
 
-def make(call: tuple[Task, Sequence[Item]]) -> Iterator[dict[str, Any]]:
+def make(call: Call) -> Iterator[dict[str, Any]]:
     """For each item its suffix, image, width, height, original_width and original_height, or {"reject"}."""
-    task, items = call
+    task, items = _opened(call)
     reader = task.source.reader()
     smallest = None if task.resize == "none" else 2 * task.size
     for item in items:
@@ -112,6 +116,12 @@ def make(call: tuple[Task, Sequence[Item]]) -> Iterator[dict[str, Any]]:
                 "original_width": picture.width,
                 "original_height": picture.height,
             }
+
+
+def _opened(call: Call) -> tuple[Task, Sequence[Item]]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Task).validate_python(call["task"]), call["items"]
 
 
 def _picture(task: Task, reader: Any, item: Item, *, smallest: int) -> Any:

@@ -81,6 +81,19 @@ def test_mistakes_are_one_line(
     assert told.count("\n") == 1
 
 
-def test_a_model_that_draws_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["apply", "upscale", "in/a.png", "out.png", "--model", "emoji3d"]) == 2
+def test_a_shipped_upscaler_goes_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a folder as on one image: README's own command."""
+    arguments = ["--model", "emoji3d_2x", "--steps", "1"]
+    assert main(["apply", "upscale", "in", "out", *arguments]) == 0
+    assert "2 images in out" in capsys.readouterr().out
+    assert Image.open("out/a.png").size == (24, 18)
+    assert main(["apply", "upscale", "in/a.png", "one.png", *arguments]) == 0
+    # alone it has another place in the noise than in its folder
+    assert Image.open("one.png").size == (24, 18)
+
+
+@pytest.mark.parametrize("images", ["in", "in/a.png"])
+def test_a_model_that_draws_is_refused(images: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "upscale", images, "out", "--model", "emoji3d"]) == 2
     assert "is no upscaler" in capsys.readouterr().err
+    assert not Path("out").exists()

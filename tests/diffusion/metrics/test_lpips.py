@@ -14,7 +14,9 @@ def lpips() -> LPIPSHED:
 
 def test_distance_is_the_published_one() -> None:
     """Against the published package's own steps: unit vectors, squares, a 1 x 1 convolution, the mean."""
-    published = pytest.importorskip("lpips")
+    published = pytest.importorskip(
+        "lpips", reason="needs: pip install --no-deps lpips==0.1.4, and a torchvision that fits torch"
+    )
     draw = torch.Generator().manual_seed(0)
     x, y = (
         [torch.rand(2, c, 6, 6, generator=draw) for c in (4, 7)],

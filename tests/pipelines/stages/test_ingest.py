@@ -8,6 +8,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from cluster.storage import Storage
 from pipelines.dataset import Dataset, describe, write_manifest
 from pipelines.shards import write_shard
-from pipelines.sources import FolderSource, IdxSource, ZipSource
+from pipelines.sources import FolderSource, IdxSource, ZipSource, untrusted
 from pipelines.sources.split import Split
 from pipelines.stages.ingest import Ingest
 from tests.pipelines.sources import corpus
@@ -275,12 +276,15 @@ def test_a_stated_split_is_kept_and_its_leaks_are_told(tmp_path: Path) -> None:
     assert stage.finish({}, None)["statistics"]["leaks"] == {"near": 2, "exact": 1}
 
 
-def test_an_image_that_kills_its_reader_costs_only_itself(tmp_path: Path) -> None:
+def test_an_image_that_kills_its_reader_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     emoji(tmp_path / "in", 7)
-    # To the decoder a plain picture; its name makes the stand-in for a decoder's bug strike.
+    monkeypatch.setattr(untrusted, "make", _deadly)
+    # To the decoder a plain picture; its end makes the stand-in for a decoder's bug strike.
     (tmp_path / "in" / "p003.png").write_bytes(corpus.png_that_says(4, 4) + b"KILL")
     stage = Ingest(
-        source=_Deadly(path=tmp_path / "in"), size=32, split=Split(distance=None, validation=0, test=0)
+        source=FolderSource(path=tmp_path / "in"), size=32, split=Split(distance=None, validation=0, test=0)
     )
     dataset = ingest(stage, tmp_path / "out")
     assert dataset.manifest["counts"] == {
@@ -291,21 +295,17 @@ def test_an_image_that_kills_its_reader_costs_only_itself(tmp_path: Path) -> Non
     }
 
 
-class _Deadly(FolderSource):
-    """Its reader dies, as native code dies, on one file."""
+def _deadly(call: dict[str, Any]) -> Any:
+    """What a child does with its inputs, by a decoder that dies on one of them, as native code dies."""
+    decode = untrusted.decode
 
-    def reader(self):
-        reader = super().reader()
-        read = reader.read
+    def deadly(data: bytes, **limits: Any) -> Any:
+        if data.endswith(b"KILL"):
+            os.kill(os.getpid(), 11)
+        return decode(data, **limits)
 
-        def deadly(where: str | int, limit: int) -> bytes:
-            data = read(where, limit)
-            if data.endswith(b"KILL"):
-                os.kill(os.getpid(), 11)
-            return data
-
-        reader.read = deadly  # pyright: ignore[reportAttributeAccessIssue]
-        return reader
+    untrusted.decode = deadly  # the child's own; it is gone with it
+    return untrusted.make(call)
 
 
 def test_a_source_that_changes_under_way_is_an_error(tmp_path: Path) -> None:
