@@ -90,7 +90,10 @@ def _stage_row(stage: StageView) -> str:
 
 
 def _counts(stage: StageView) -> str:
-    count, unit = stage.counts.get("committed"), stage.unit or "samples"
+    count, unit = stage.counts.get("committed"), "samples"
+    if count is None:
+        # what a stage told on its way may count something else than its output has, as augment's does
+        unit = stage.unit or unit
     if count is None and stage.state == "running" and stage.total:
         return f"{stage.done:,.0f} of {stage.total:,.0f} {escape(unit)}"
     if count is None and stage.manifest.get("kind") == "snapshot":

@@ -16,7 +16,7 @@ from PIL import Image
 from cluster.storage import Storage
 from pipelines import pictures, report
 from pipelines.dataset import describe, write_manifest
-from pipelines.report import charts
+from pipelines.report import charts, page
 from pipelines.report.frames import chosen
 from pipelines.report.gather import follow, gather
 from pipelines.shards import write_shard
@@ -267,3 +267,13 @@ def test_a_long_film_keeps_its_first_and_last_frame():
 def test_a_curve_without_finite_values_is_left_out():
     assert charts.curves({"loss": [(0.0, float("nan"))]}, x="images") == ""
     assert charts.curves({"loss": [(5.0, 1.0)]}, x="images").count("<circle") == 1
+
+
+def test_an_output_is_counted_in_samples_whatever_its_stage_counted():
+    """A view holds real images beside those that augment added and told of."""
+    run = follow("tiny", [plan(), started("images", "ingest", "i")])
+    stage = run.stages[0]
+    stage.unit, stage.total, stage.seconds = "generated images", 1_707, None
+    stage.state, stage.manifest = "done", {"counts": {"committed": 14_070}}
+    assert "14,070 samples" in page.render(run)
+    assert "generated images" not in page.render(run)
