@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.sources import FolderSource, ZipSource
 from pipelines.sources.listing import Entry
-from pipelines.sources.untrusted import Task, in_child
+from pipelines.sources.untrusted import Call, Task, in_child, opened
 
 BATCH = 200
 """Images that one disposable process looks at."""
@@ -113,11 +113,11 @@ def _task(source: FolderSource | ZipSource) -> Task:
     )
 
 
-def measure(call: tuple[Task, Sequence[tuple[str | int, str]]]) -> Iterator[dict[str, Any]]:
+def measure(call: Call) -> Iterator[dict[str, Any]]:
     """For each input {"kind", "width", "height"}, or {"reject"}; runs in a disposable child."""
     from pipelines.sources.decode import Reject, decode
 
-    task, items = call
+    task, items = opened(call)
     reader = task.source.reader()
     for where, _ in items:
         try:

@@ -75,7 +75,7 @@ def look_at(call: Call) -> Iterator[dict[str, Any]]:
     """For each item its perceptual hashes ({"hash", "mirrored"}, absent in a flat picture), or {"reject"}."""
     from pipelines.duplicates import look
 
-    task, items = _opened(call)
+    task, items = opened(call)
     reader = task.source.reader()
     for item in items:
         with _limited():
@@ -89,7 +89,7 @@ def look_at(call: Call) -> Iterator[dict[str, Any]]:
 
 def make(call: Call) -> Iterator[dict[str, Any]]:
     """For each item its suffix, image, width, height, original_width and original_height, or {"reject"}."""
-    task, items = _opened(call)
+    task, items = opened(call)
     reader = task.source.reader()
     smallest = None if task.resize == "none" else 2 * task.size
     for item in items:
@@ -118,7 +118,8 @@ def make(call: Call) -> Iterator[dict[str, Any]]:
             }
 
 
-def _opened(call: Call) -> tuple[Task, Sequence[Item]]:
+def opened(call: Call) -> tuple[Task, Sequence[Item]]:
+    """The task and the items, in the child, from the JSON that `in_child` sent."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Task).validate_python(call["task"]), call["items"]
