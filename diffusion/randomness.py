@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,6 +33,21 @@ def normal(
     for row, position in zip(drawn, positions.tolist(), strict=True):
         generator(seed, position, stream).standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(drawn).reshape(-1, *shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Noise for samplers that draw on their way: of each row by its position, a stream for each draw."""
+
+    seed: int
+    positions: Int[np.ndarray, " b"]
+    shape: Sequence[int]
+    """Of one row."""
+    device: torch.device | str = "cpu"
+    stream: str = "draw"
+
+    def __call__(self, number: int) -> Float[Tensor, "b ..."]:
+        return normal(self.seed, self.positions, self.shape, f"{self.stream} {number}").to(self.device)
 
 
 def uniform(seed: int, positions: Int[np.ndarray, " b"], stream: str) -> Float[Tensor, " b"]:

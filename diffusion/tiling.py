@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import AnyDenoiser
-from diffusion.noise import Schedule
+from diffusion.noise import Schedule, Time
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Tiled:
         return self.denoiser.schedule
 
     def __call__(
-        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
+        self, x_t: Float[Tensor, "b c h w"], t: Time, conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         height, width = x_t.shape[-2:]
         if height <= self.size and width <= self.size:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import AdamW
 
-    from diffusion.noise import LogitNormal, Uniform
+    from diffusion.times import LogitNormal, Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class UniformConfig:
     """Above 1, times move towards noise; give the sampler the same."""
 
     def build(self) -> Uniform:
-        from diffusion.noise import Uniform
+        from diffusion.times import Uniform
 
         return Uniform(shift=self.shift)
 
@@ -37,7 +37,7 @@ class LogitNormalConfig:
     """Above 1, times move towards noise; give the sampler the same."""
 
     def build(self) -> LogitNormal:
-        from diffusion.noise import LogitNormal
+        from diffusion.times import LogitNormal
 
         return LogitNormal(mean=self.mean, std=self.std, shift=self.shift)
 

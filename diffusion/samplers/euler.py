@@ -9,12 +9,13 @@ from torch import Tensor
 
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import AnyDenoiser
-from diffusion.samplers.sampler import Sampler, velocity
+from diffusion.samplers.sampler import Draws, OneStep, along
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(Sampler):
-    """First order, one call a step. On the rectified flow it is DDIM (Song et al., 2021, Equation 12)."""
+class Euler(OneStep):
+    """First order, one call a step: along the line to the clean answer (Karras et al., 2022, Algorithm 1
+    without its correction; the same as `DDIM` with eta 0)."""
 
     def step(
         self,
@@ -23,5 +24,8 @@ class Euler(Sampler):
         t: float,
         s: float,
         conditioning: Conditioning,
+        draws: Draws | None = None,
+        number: int = 0,
     ) -> Float[Tensor, "b c h w"]:
-        return x_t + (s - t) * velocity(denoiser, x_t, t, conditioning)
+        schedule = denoiser.schedule
+        return along(x_t, denoiser(x_t, t, conditioning), schedule.at(t), schedule.at(s))

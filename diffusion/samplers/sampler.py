@@ -1,10 +1,11 @@
-"""What samplers have in common: they go from noise to clean latents along decreasing times."""
+"""What samplers have in common: they carry latents along times, from noise to clean."""
 
 from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -12,30 +13,64 @@ from torch import Tensor
 
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import AnyDenoiser
-from diffusion.noise import shifted
+from diffusion.samplers.spacing import Even, Spacing
+
+Draws = Callable[[int], Tensor]
+"""The n-th fresh standard normal noise, like the latents: `randomness.Draws`, or a test's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """Solves dx/dt = velocity(x_t, E[x | x_t], t) from t = 1 to 0 (Song et al., 2021, Equation 13)."""
+    """Solves the probability flow ODE, or its SDE, for any denoiser on any schedule.
+
+    Coefficients are Python numbers, computed before the step: a step waits for no device and costs the same
+    each time. Time 0 is where latents are clean; a denoiser is not asked there.
+    """
 
     steps: int
-    shift: float = 1.0
-    """Times are evenly spaced, then shifted: above 1, more of them lie near the noise."""
-
-    def times(self) -> list[float]:
-        """The `steps + 1` times, from 1 down to 0."""
-        return shifted(torch.linspace(1, 0, self.steps + 1, dtype=torch.float64), self.shift).tolist()
+    spacing: Spacing = field(default_factory=Even)
 
     @torch.no_grad()
     def __call__(
-        self, denoiser: AnyDenoiser, noise: Float[Tensor, "b c h w"], conditioning: Conditioning
+        self,
+        denoiser: AnyDenoiser,
+        noise: Float[Tensor, "b c h w"],
+        conditioning: Conditioning,
+        draws: Draws | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Latents, still whitened. All randomness is in `noise`, so a row does not depend on its batch."""
-        _, sigma = denoiser.schedule(noise.new_ones(()))
-        x = sigma * noise
-        for t, s in itertools.pairwise(self.times()):
-            x = self.step(denoiser, x, t, s, conditioning)
+        """Latents, still whitened. All randomness is in `noise` and `draws`, so a row does not depend on its
+        batch; `ValueError` where a sampler that needs `draws` is given none."""
+        times = self.spacing(denoiser.schedule, self.steps)
+        _, sigma = denoiser.schedule.at(times[0])
+        return self.solve(denoiser, sigma * noise, times, conditioning, draws)
+
+    @abstractmethod
+    def solve(
+        self,
+        denoiser: AnyDenoiser,
+        x: Float[Tensor, "b c h w"],
+        times: Sequence[float],
+        conditioning: Conditioning,
+        draws: Draws | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """From `x` at times[0] to the last of `times`, falling: from anywhere on the path to anywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStep(Sampler):
+    """A sampler whose step looks at nothing but where it stands."""
+
+    @torch.no_grad()
+    def solve(
+        self,
+        denoiser: AnyDenoiser,
+        x: Float[Tensor, "b c h w"],
+        times: Sequence[float],
+        conditioning: Conditioning,
+        draws: Draws | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        for n, (t, s) in enumerate(itertools.pairwise(times)):
+            x = self.step(denoiser, x, t, s, conditioning, draws, n)
         return x
 
     @abstractmethod
@@ -46,13 +81,26 @@ class Sampler(ABC):
         t: float,
         s: float,
         conditioning: Conditioning,
+        draws: Draws | None = None,
+        number: int = 0,
     ) -> Float[Tensor, "b c h w"]:
-        """x_s from x_t, 0 <= s < t."""
+        """x_s from x_t; `number` counts steps, for `draws`."""
 
 
-def velocity(
-    denoiser: AnyDenoiser, x_t: Float[Tensor, "b c h w"], t: float, conditioning: Conditioning
+def along(
+    x_t: Float[Tensor, "b c h w"],
+    clean: Float[Tensor, "b c h w"],
+    here: tuple[float, float],
+    there: tuple[float, float],
 ) -> Float[Tensor, "b c h w"]:
-    """The ODE's right-hand side: one call of the denoiser."""
-    times = x_t.new_full((len(x_t),), t)
-    return denoiser.schedule.velocity(x_t, denoiser(x_t, times, conditioning), times)
+    """x_s = alpha_s x̂ + sigma_s ẑ with ẑ = (x_t - alpha_t x̂) / sigma_t: where the line through x_t and its
+    clean end leads, from (alpha, sigma) here to those there (Song et al., 2021, "DDIM", Equation 12)."""
+    (alpha, sigma), (a, s) = here, there
+    return torch.add(x_t * (s / sigma), clean, alpha=a - alpha * s / sigma)
+
+
+def needed(draws: Draws | None) -> Draws:
+    """`ValueError` where noise on the way is needed and none is given."""
+    if draws is None:
+        raise ValueError("this sampler draws noise on its way: give it `draws`, as randomness.Draws.")
+    return draws

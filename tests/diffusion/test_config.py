@@ -16,9 +16,10 @@ from diffusion.config import (
     OptimizationConfig,
     UniformConfig,
 )
-from diffusion.noise import LogitNormal, Uniform
 from diffusion.samplers.euler import Euler
 from diffusion.samplers.heun import Heun
+from diffusion.samplers.spacing import Even
+from diffusion.times import LogitNormal, Uniform
 from tests.diffusion.exact import two_classes
 
 
@@ -47,7 +48,7 @@ def test_configurations_are_frozen_and_say_what_their_fields_mean(name: str):
 
 
 def test_choices_build_what_they_say():
-    assert EulerConfig(steps=7, shift=2.0).build() == Euler(steps=7, shift=2.0)
+    assert EulerConfig(steps=7, shift=2.0).build() == Euler(steps=7, spacing=Even(shift=2.0))
     assert HeunConfig(steps=7).build() == Heun(steps=7)
     assert UniformConfig(shift=2.0).build() == Uniform(shift=2.0)
     assert LogitNormalConfig(mean=0.5, std=2.0, shift=2.0).build() == LogitNormal(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from diffusion.conditioning import Conditioning
-from diffusion.guidance import ClassifierFree
-from diffusion.noise import Schedule
-from tests.diffusion.exact import ExactMixture, two_classes
+from diffusion.guidance import Autoguidance, ClassifierFree
+from diffusion.noise import Schedule, Time
+from tests.diffusion.exact import SCHEDULES, ExactMixture, two_classes
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Counted:
     def schedule(self) -> Schedule:
         return self.denoiser.schedule
 
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def __call__(self, x_t: torch.Tensor, t: Time, conditioning: Conditioning) -> torch.Tensor:
         self.batches.append(len(x_t))
         return self.denoiser(x_t, t, conditioning)
 
@@ -61,7 +61,7 @@ def test_outside_the_interval_the_conditional_answer_stands():
 
 
 def test_one_batch_of_twice_the_size_and_only_where_it_is_needed():
-    x_t, t = torch.randn(3, 2, 1, 1, dtype=torch.float64), torch.full((3,), 0.9, dtype=torch.float64)
+    x_t, t = torch.randn(3, 2, 1, 1, dtype=torch.float64), 0.9
     for scale, interval, expected in [(2.0, (0.0, 1.0), 6), (2.0, (0.0, 0.5), 3), (1.0, (0.0, 1.0), 3)]:
         counted = Counted(two_classes())
         ClassifierFree(counted, scale, interval)(x_t, t, counted.denoiser.conditioning(0, 3))
@@ -75,3 +75,48 @@ def test_without_conditions_there_is_nothing_to_guide():
         counted.denoiser(x_t, t, Conditioning())
     )
     assert counted.batches == [3]
+
+
+@pytest.mark.parametrize("t", [0.3, torch.full((4,), 0.3, dtype=torch.float64)])
+def test_autoguidance_leads_away_from_the_worse_model_on_any_path(t: Time):
+    """x̂ = worse + w (better - worse), the worse one asked at the same place of its own path."""
+    better = two_classes()
+    x_t, one = torch.randn(4, 2, 1, 1, dtype=torch.float64), better.conditioning(1, 4)
+    wide = ExactMixture(better.mean, 2 * better.std, better.weight)
+    expected = wide(x_t, t, one) + 1.7 * (better(x_t, t, one) - wide(x_t, t, one))
+    for schedule in SCHEDULES.values():
+        worse = ExactMixture(better.mean, 2 * better.std, better.weight, schedule)
+        guided = Autoguidance(better, 1.7, worse=worse)(x_t, t, one)
+        torch.testing.assert_close(guided, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_guidance_composes():
+    exact = two_classes()
+    x_t, one = torch.randn(4, 2, 1, 1, dtype=torch.float64), exact.conditioning(1, 4)
+    free = ClassifierFree(exact, 2.0)
+    both = Autoguidance(free, 1.5, worse=exact)(x_t, 0.4, one)
+    torch.testing.assert_close(both, exact(x_t, 0.4, one).lerp(free(x_t, 0.4, one), 1.5))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_contrast_back(share: float):
+    """Lin et al., 2024: std = share std(conditional) + (1 - share) std(guided)."""
+    exact = two_classes()
+    x_t, one = torch.randn(5, 2, 1, 1, dtype=torch.float64), exact.conditioning(1, 5)
+    plain = ClassifierFree(exact, 4.0)(x_t, 0.6, one)
+    rescaled = ClassifierFree(exact, 4.0, rescale=share)(x_t, 0.6, one)
+    contrast = share * exact(x_t, 0.6, one).flatten(1).std(1) + (1 - share) * plain.flatten(1).std(1)
+    torch.testing.assert_close(rescaled.flatten(1).std(1), contrast)
+    torch.testing.assert_close(
+        rescaled / rescaled.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1),
+        plain / plain.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1),
+    )
+
+
+def test_rows_with_times_of_their_own_are_guided_as_rows_alone():
+    exact = two_classes()
+    x_t, one = torch.randn(3, 2, 1, 1, dtype=torch.float64), exact.conditioning(1, 3)
+    free, times = ClassifierFree(exact, 3.0, interval=(0.2, 0.7)), [0.1, 0.5, 0.9]
+    together = free(x_t, torch.tensor(times, dtype=torch.float64), one)
+    alone = torch.cat([free(x_t[n : n + 1], t, one[n : n + 1]) for n, t in enumerate(times)])
+    torch.testing.assert_close(together, alone)

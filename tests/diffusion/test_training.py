@@ -19,7 +19,7 @@ from diffusion.conditioning import Conditioning
 from diffusion.config import OptimizationConfig
 from diffusion.denoiser import Denoiser
 from diffusion.losses import flow_matching
-from diffusion.noise import LogitNormal
+from diffusion.times import LogitNormal
 from diffusion.training import Progress, TrainingState, fit
 
 BATCH = 5

@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser
 from diffusion.samplers.euler import Euler
+from diffusion.samplers.spacing import Even
 from tests.diffusion.samplers.order import order
 
 
@@ -23,7 +24,7 @@ def test_same_as_diffusers(shift: float):
         return torch.sin(3 * x) + t.reshape(-1, 1, 1, 1) * x.roll(1, dims=-1)
 
     noise = torch.randn(2, 3, 4, 4)
-    ours = Euler(steps=20, shift=shift)(Denoiser(network), noise, Conditioning())
+    ours = Euler(steps=20, spacing=Even(shift=shift))(Denoiser(network), noise, Conditioning())
 
     scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20).tolist())

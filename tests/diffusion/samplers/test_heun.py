@@ -29,8 +29,8 @@ def test_two_calls_a_step_but_the_last():
     class Counted:
         schedule = exact.schedule
 
-        def __call__(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-            calls.append(t[0].item())
+        def __call__(self, x_t: torch.Tensor, t: float, conditioning: Conditioning) -> torch.Tensor:
+            calls.append(t)
             return exact(x_t, t, conditioning)
 
     Heun(steps=4)(Counted(), torch.randn(1, 1, 1, 1), Conditioning())

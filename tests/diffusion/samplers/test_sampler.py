@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from diffusion.guidance import ClassifierFree
+from diffusion.noise import RectifiedFlow
 from diffusion.samplers.euler import Euler
 from diffusion.samplers.heun import Heun
 from diffusion.samplers.sampler import Sampler
+from diffusion.samplers.spacing import Even
 from tests.diffusion.exact import two_classes
 
-SAMPLERS = [Euler(steps=60), Heun(steps=30, shift=2.0)]
+SAMPLERS = [Euler(steps=60), Heun(steps=30, spacing=Even(shift=2.0))]
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_times_go_all_the_way(shift: float):
-    times = Euler(steps=10, shift=shift).times()
+    times = Even(shift=shift)(RectifiedFlow(), 10)
     assert len(times) == 11
     assert times[0] == 1
     assert times[-1] == 0
