@@ -212,7 +212,7 @@ class KnowsTheMean:
     deaf: bool = False
     schedule: RectifiedFlow = field(default_factory=RectifiedFlow)
 
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Any) -> torch.Tensor:
+    def __call__(self, x_t: torch.Tensor, t: Any, conditioning: Any) -> torch.Tensor:
         if self.deaf:
             kinds = torch.zeros(len(x_t), dtype=torch.long)
         elif self.by == "classes":
@@ -220,7 +220,7 @@ class KnowsTheMean:
         else:
             kinds = conditioning.pooled.argmax(1)
         mean = torch.from_numpy(np.stack([mean_of(int(k)) for k in kinds]))
-        alpha, sigma = (part[:, None, None, None] for part in self.schedule(t))
+        alpha, sigma = self.schedule.spread(t, x_t)
         gain = alpha * 0.09 / (alpha**2 * 0.09 + sigma**2)
         return mean + gain * (x_t - alpha * mean)
 

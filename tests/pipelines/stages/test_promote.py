@@ -64,10 +64,10 @@ class Gaussian:
     error: float
     schedule: RectifiedFlow = field(default_factory=RectifiedFlow)
 
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Any) -> torch.Tensor:
+    def __call__(self, x_t: torch.Tensor, t: Any, conditioning: Any) -> torch.Tensor:
         means = torch.tensor([*MEANS.values(), 0.0]) + self.error
         mean = means[conditioning.label][:, None, None, None]
-        alpha, sigma = (part[:, None, None, None] for part in self.schedule(t))
+        alpha, sigma = self.schedule.spread(t, x_t)
         gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
         return mean + gain * (x_t - alpha * mean)
 
