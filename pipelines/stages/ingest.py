@@ -51,6 +51,8 @@ class Ingest(ShardStage):
     """Which images are held out."""
     long_tail: LongTail | None = added(None)
     """Keeps few of the training images, fewer from class to class; all if None."""
+    unseen: tuple[str, ...] = added(())
+    """Classes of which the test split alone keeps images: unknown to a model, for `detect` to find."""
     samples_per_shard: int = 1000
     """At most about so many; a split has a power of two of shards."""
     max_bytes: int = 64_000_000
@@ -72,7 +74,7 @@ class Ingest(ShardStage):
 
     def work(self) -> dict[str, Any]:
         # Which images there are, and how they are split and sharded, changes none of them.
-        arranging = {"split", "seed", "samples_per_shard", "long_tail"}
+        arranging = {"split", "seed", "samples_per_shard", "long_tail", "unseen"}
         return {"meaning": {k: v for k, v in self.meaning().items() if k not in arranging}}
 
     def bytes_needed(self, inputs: Inputs) -> int:
@@ -89,6 +91,8 @@ class Ingest(ShardStage):
         if self.long_tail:
             last = max(1, round(self.long_tail.head / self.long_tail.ratio))
             said += f", {self.long_tail.head:,} to {last:,} a class"
+        if self.unseen:
+            said += f", {' and '.join(self.unseen)} for the test alone"
         return said
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
@@ -134,7 +138,7 @@ class Ingest(ShardStage):
             if (label := entry.facts.get("label")) is not None:
                 labels[str(label)] = labels.get(str(label), 0) + 1
         found = survey.assignment
-        left_out = {"left_out": {"long_tail": survey.left_out}} if self.long_tail else {}
+        left_out = {"left_out": survey.left_out} if survey.left_out else {}
         return {
             **left_out,
             "classes": list(survey.ids),
@@ -155,13 +159,15 @@ class _Survey:
     """What planning finds out; lists are parallel to the listing's entries."""
 
     listing: Listing
-    """Without what a long tail leaves out."""
-    left_out: dict[str, int]
-    """Images of each class that a long tail leaves out."""
+    """Without what is left out."""
+    left_out: dict[str, dict[str, int]]
+    """Field that leaves images out (`long_tail`, `unseen`) -> class -> how many."""
     keys: list[str]
     ids: Mapping[str, int]
     """Class name -> id, of the whole source."""
     rejects: list[str | None]
+    groups: list[int]
+    """Clusters of near-duplicates."""
     assignment: Assignment
     shards: list[str]
 
@@ -195,44 +201,71 @@ def _survey(stage: Ingest, digest: str) -> _Survey:
         keys=names,
         ids={name: n for n, name in enumerate(listing.classes)},
         rejects=rejects,
+        groups=list(groups),
         assignment=assignment,
         shards=[],
     )
-    survey = _thinned(whole, stage.long_tail, digests, groups) if stage.long_tail else whole
+    survey = whole
+    if stage.unseen:
+        survey = _unseen(survey, stage.unseen)
+    if stage.long_tail:
+        survey = _thinned(survey, stage.long_tail)
     shards = shard_names(survey.keys, survey.assignment.splits, stage.samples_per_shard)
     return dataclasses.replace(survey, shards=shards)
 
 
-def _thinned(whole: _Survey, tail: LongTail, digests: Sequence[str], groups: Sequence[int]) -> _Survey:
-    entries, ids = whole.listing.entries, whole.ids
-    if not ids:
+def _unseen(whole: _Survey, classes: Sequence[str]) -> _Survey:
+    unknown = sorted(set(classes) - set(whole.ids))
+    if unknown:
+        known = ", ".join(whole.ids) or "no labels"
+        raise ValueError(f"unseen names {unknown[0]!r}, and the source has {known}.")
+    kept = [
+        split if split == "test" or str(entry.facts.get("label")) not in classes else ""
+        for entry, split in zip(whole.listing.entries, whole.assignment.splits, strict=True)
+    ]
+    return _without("unseen", whole, kept)
+
+
+def _thinned(whole: _Survey, tail: LongTail) -> _Survey:
+    if not whole.ids:
         raise ValueError("long_tail falls from class to class, and the source gives no labels: leave it out.")
-    names = [str(e.facts["label"]) if e.facts.get("label") is not None else None for e in entries]
     splits = thinned(
         tail,
         whole.keys,
-        [None if name is None else ids[name] for name in names],
+        [None if name is None else whole.ids[name] for name in _labels(whole)],
         whole.assignment.splits,
-        groups,
+        whole.groups,
         usable=[reject is None for reject in whole.rejects],
-        classes=len(ids),
+        classes=len(whole.ids),
     )
+    return _without("long_tail", whole, splits)
+
+
+def _labels(survey: _Survey) -> list[str | None]:
+    labels = [entry.facts.get("label") for entry in survey.listing.entries]
+    return [None if label is None else str(label) for label in labels]
+
+
+def _without(by: str, whole: _Survey, splits: Sequence[str]) -> _Survey:
+    """Images whose split is "" left out, and counted by class; the others in their (maybe new) splits."""
     kept = [n for n, split in enumerate(splits) if split]
-    left_out = dict.fromkeys(ids, 0)
-    for name, split in zip(names, splits, strict=True):
+    left_out = dict.fromkeys(whole.ids, 0)
+    for name, split in zip(_labels(whole), splits, strict=True):
         if name is not None and not split:
             left_out[name] += 1
 
     def of(values: Sequence[Any]) -> list[Any]:
         return [values[n] for n in kept]
 
-    near, exact = leaks(of(digests), of(splits), of(groups))
+    entries, groups = of(whole.listing.entries), of(whole.groups)
+    near, exact = leaks([entry.digest for entry in entries], of(splits), groups)
     return dataclasses.replace(
         whole,
-        listing=dataclasses.replace(whole.listing, entries=of(entries)),
-        left_out=left_out,
+        listing=dataclasses.replace(whole.listing, entries=entries),
+        left_out=whole.left_out | {by: left_out},
         keys=of(whole.keys),
         rejects=of(whole.rejects),
+        groups=groups,
         assignment=dataclasses.replace(whole.assignment, splits=of(splits), leaks=near, exact_leaks=exact),
     )
 

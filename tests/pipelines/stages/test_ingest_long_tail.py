@@ -63,6 +63,37 @@ def test_a_long_tail_counts_what_it_leaves_out_and_rejects_nothing(tmp_path: Pat
     assert sum(dataset.manifest["statistics"]["labels"].values()) == said["inputs"]
 
 
+def test_an_unseen_class_is_in_the_test_split_alone(tmp_path: Path) -> None:
+    labelled_folder(tmp_path / "in", {"a": 20, "b": 20, "c": 20})
+    source = FolderSource(path=tmp_path / "in")
+    plain = Ingest(source=source, size=16, split=Split(validation=0.2, test=0.3))
+    stage = dataclasses.replace(plain, unseen=("b",))
+    whole, cut = layout(plain), layout(stage)
+    assert {k for k, v in whole.items() if v[1] == "test"} == {k for k, v in cut.items() if v[1] == "test"}
+    dataset = ingest(stage, tmp_path / "out")
+    assert dataset.classes == ["a", "b", "c"]
+    found = {
+        split: {
+            r.members["cls"]
+            for s in dataset.shards
+            if s.split == split
+            for r in dataset.read(s.name, columns=("cls",))
+        }
+        for split in dataset.splits
+    }
+    assert found == {"train": {b"0", b"2"}, "validation": {b"0", b"2"}, "test": {b"0", b"1", b"2"}}
+    left_out = dataset.manifest["left_out"]["unseen"]
+    assert left_out["a"] == left_out["c"] == 0
+    assert left_out["b"] + dataset.manifest["counts"]["inputs"] == 60
+    with pytest.raises(ValueError, match="unseen names 'd', and the source has a, b, c"):
+        layout(dataclasses.replace(plain, unseen=("d",)))
+
+    tail = dataclasses.replace(stage, long_tail=LongTail(head=6, ratio=2))
+    both = ingest(tail, tmp_path / "both").manifest["left_out"]
+    assert both["unseen"] == left_out
+    assert both["long_tail"]["b"] == 0
+
+
 def test_outputs_without_a_long_tail_keep_their_names(tmp_path: Path) -> None:
     source = FolderSource(path=tmp_path)
     assert "long_tail" not in Ingest(source=source).meaning()
