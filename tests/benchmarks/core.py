@@ -121,13 +121,13 @@ def bench_core_sampler() -> Iterator[Result]:
 def bench_gpu() -> Iterator[Result]:
     """B/2 and XL/2 on 32 x 32 x 4 latents, bf16 and compiled, beside the GPU's own matrix products."""
     import torch
+    from diffusion.networks.flops import flops
 
     from diffusion.compilation import compile_blocks
     from diffusion.conditioning import Conditioning
     from diffusion.config import DiTConfig, DPMConfig, OptimizationConfig
     from diffusion.denoiser import Denoiser
     from diffusion.losses import flow_matching
-    from diffusion.networks.flops import flops
     from diffusion.training import TrainingState, fit
 
     if not torch.cuda.is_available():
@@ -152,7 +152,13 @@ def bench_gpu() -> Iterator[Result]:
             with torch.autocast("cuda", torch.bfloat16):
                 return flow_matching(Denoiser(network), *data, told)
 
-        def train(steps: int, state: Any = state, losses: Any = losses, batch: int = batch) -> float:
+        def train(
+            steps: int,
+            state: Any = state,
+            losses: Any = losses,
+            batch: int = batch,
+            optimization: OptimizationConfig = optimization,
+        ) -> float:
             target = state.images_seen + steps * batch
             start = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start[0].record()
@@ -183,12 +189,12 @@ def bench_gpu() -> Iterator[Result]:
             against=f"{ceiling:.0f} TFLOP/s; {rate:.0f} images/s, {reached:.0f} TFLOP/s, {memory:.1f} GiB",
             extra={"images_per_second": rate, "peak_gib": memory},
         )
-        sampler, steps = DPMConfig(steps=25).build(), 25
+        steps = 25
 
-        def sample(network: Any = network, x: Any = x, told: Any = conditioning) -> float:
+        def sample(network: Any = network, x: Any = x, told: Any = conditioning, steps: int = steps) -> float:
             start = time.perf_counter()
             with torch.autocast("cuda", torch.bfloat16):
-                sampler(Denoiser(network), x, told)
+                DPMConfig(steps=steps).build()(Denoiser(network), x, told)
             torch.cuda.synchronize()
             return time.perf_counter() - start
 
