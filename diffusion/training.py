@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ import torch
 import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from diffusion import sharding
+from diffusion.accumulation import micro_batches
 from diffusion.config import OptimizationConfig
 from diffusion.ema import EMA
+from diffusion.optimizers import Muon
 
 Share = TypeVar("Share")
 
@@ -28,8 +33,8 @@ class TrainingState:
 
     module: nn.Module
     """Whose parameters are trained; not wrapped in DDP."""
-    optimizer: torch.optim.AdamW
-    """Fused: it can skip a step without asking the device (`fit`)."""
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    """Each has parameters of its own, and skips a step without asking the device where `found_inf` is 1."""
     ema: EMA
     skipped: Int[Tensor, ""]
     """Steps so far whose gradient was not finite and which changed nothing; on the module's device."""
@@ -38,37 +43,46 @@ class TrainingState:
 
     @classmethod
     def start(cls, module: nn.Module, optimization: OptimizationConfig) -> TrainingState:
-        """A training that has seen nothing, of a module that is on its device already."""
+        """A training that has seen nothing, of a module that is on its device, and sharded if it is to be."""
         device = next(module.parameters()).device
         return cls(
             module=module,
-            optimizer=optimization.build(module),
-            ema=EMA(module, width=optimization.ema),
+            optimizers=optimization.build(module),
+            ema=EMA(module, widths=(optimization.ema, *optimization.ema_others)),
             skipped=torch.zeros((), dtype=torch.int64, device=device),
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as one flat dictionary of tensors: the live ones, so copy them before the next step."""
+        """All of it as one flat dictionary of tensors: the live ones, so copy them before the next step.
+
+        With FSDP2 they are sharded; `diffusion.sharding.gathered` makes them what one rank alone would have.
+        """
         tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
         for name, parameter in self.module.named_parameters():
-            slots = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{name}.{slot}": tensor for slot, tensor in slots.items()}
+            for optimizer in self.optimizers:
+                slots = optimizer.state.get(parameter, {})
+                tensors |= {f"optimizer.{name}.{slot}": tensor for slot, tensor in slots.items()}
         return tensors | {"skipped": self.skipped, "images_seen": torch.tensor(self.images_seen)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copies from the dictionary that `state_dict` gave, possibly on another device."""
-        self.module.load_state_dict(_under("module.", tensors))
+        """Copies from the dictionary that `state_dict` gave, possibly on another device, sharded or whole."""
+        mine = self.module.state_dict()
+        given = _under("module.", tensors)
+        self.module.load_state_dict({n: sharding.spread(t, mine.get(n)) for n, t in given.items()})
         self.ema.load_state_dict(_under("ema.", tensors))
         parameters = dict(self.module.named_parameters())
-        self.optimizer.state.clear()
+        owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
         for key, tensor in _under("optimizer.", tensors).items():
             name, _, slot = key.rpartition(".")
             parameter = parameters[name]
             # In the parameter's own memory order: the fused optimizer takes it for granted.
             place = parameter if tensor.shape == parameter.shape else tensor
             restored = torch.empty_like(place, dtype=tensor.dtype, device=parameter.device)
-            self.optimizer.state[parameter][slot] = restored.copy_(tensor)
+            sharding.copy(restored, tensor)
+            owners[parameter].state[parameter][slot] = restored
         self.skipped.copy_(tensors["skipped"])
         self.images_seen = int(tensors["images_seen"])
 
@@ -103,42 +117,64 @@ def fit(
     optimization: OptimizationConfig,
     batch: int,
     target_images: int,
+    autocast: torch.dtype | None = None,
+    accumulate: int = 1,
+    ddp: DistributedDataParallel | None = None,
 ) -> Iterator[Progress]:
     """Trains until `target_images` or just past it, one item a step; nothing waits for the device.
 
     Between two items the state is whole: save it, or drop the generator and go on later with a new one, and
-    the numbers are those of an unbroken training. DDP averages gradients over ranks, so each rank's sum of
-    losses is scaled by ranks / batch: the gradient is that of the global mean, even if shares differ in size.
+    the numbers are those of an unbroken training. DDP and FSDP2 average gradients over ranks, so each rank's
+    sum of losses is scaled by ranks / batch: the gradient is that of the global mean, even if shares differ
+    in size. With FSDP2, `state.module` is what `fully_shard` was given, before the state started.
 
     Args:
         batches: this rank's shares of the global batches, from `state.images_seen` on.
         loss: per-sample losses of a share; calls the module, or the DDP around it.
         batch: size of the global batch.
+        autocast: of the losses' arithmetic, `torch.bfloat16` say; weights, gradients and averages stay fp32.
+        accumulate: micro-batches that a share is cut into (`micro_batches`), one in memory at a time. Their
+            gradients add up to that of the whole.
+        ddp: the DDP that `loss` calls, which then talks to the other ranks once a step and not once a
+            micro-batch.
 
     Raises:
-        ValueError: `batches` ended before the target.
+        ValueError: `batches` ended before the target, or a share cannot be cut into so many.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     ranks = torch.distributed.get_world_size() if distributed else 1
+    # On all ranks alike, and not on the one whose share is the smallest while the others wait for it.
+    if batch < ranks * accumulate:
+        raise ValueError(f"a batch of {batch} cannot be cut into {accumulate} for each of {ranks} ranks.")
     parameters = [p for p in state.module.parameters() if p.requires_grad]
+    device = parameters[0].device.type
     limit = float("inf") if optimization.clip is None else optimization.clip
     steps = -(-max(0, target_images - state.images_seen) // batch)
 
     for share in itertools.islice(batches, steps):
-        lr = optimization.learning_rate(state.images_seen, batch=batch, target_images=target_images)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        factor = optimization.factor(state.images_seen, batch=batch, target_images=target_images)
+        lr, matrix_lr = optimization.rates(factor)
+        for optimizer in state.optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = matrix_lr if isinstance(optimizer, Muon) else lr
 
-        state.optimizer.zero_grad()
-        losses = loss(share)
-        (losses.sum() * (ranks / batch)).backward()
-        grad_norm = clip_grad_norm_(parameters, limit)
+        losses: list[Tensor] = []
+        for part in micro_batches(share, accumulate):
+            silent = ddp is not None and len(losses) < accumulate - 1
+            with ddp.no_sync() if ddp is not None and silent else contextlib.nullcontext():
+                with torch.autocast(device, autocast, enabled=autocast is not None):
+                    of_part = loss(part)
+                (of_part.sum() * (ranks / batch)).backward()
+            losses.append(of_part.detach())
+        grad_norm = sharding.whole(clip_grad_norm_(parameters, limit))
 
-        # After the reduction all ranks have one norm, so all skip or none does. The fused optimizer reads the
-        # flag on the device, and leaves parameters, moments and its own count of steps as they are.
+        # After the reduction all ranks have one norm, so all skip or none does. The optimizers read the flag
+        # on the device, and leave parameters, moments and their own count of steps as they are.
         finite = grad_norm.isfinite()
-        state.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-        state.optimizer.step()
+        for optimizer in state.optimizers:
+            optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
         state.skipped = state.skipped + ~finite
 
         state.images_seen += batch
@@ -146,7 +182,7 @@ def fit(
         yield Progress(
             images_seen=state.images_seen,
             batch=batch,
-            loss=losses.detach().mean(),
+            loss=torch.cat(losses).mean(),
             grad_norm=grad_norm,
             lr=lr,
             skipped=state.skipped,

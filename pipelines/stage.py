@@ -185,16 +185,7 @@ class _Stage(ABC):
     def meaning(self) -> dict[str, Any]:
         """What decides the output, less the inputs, whose digests stand for them; canonical JSON types."""
         skip = set(self.inputs())
-        skip |= {
-            f.name
-            for f in dataclasses.fields(self)
-            if "added" in f.metadata and getattr(self, f.name) == f.metadata["added"]
-        }
-        return {
-            f.name: jsonable(getattr(self, f.name))
-            for f in dataclasses.fields(self)
-            if f.name not in skip and not f.metadata.get("execution")
-        }
+        return {name: value for name, value in jsonable(self).items() if name not in skip}
 
     def external(self) -> dict[str, str]:
         """Digests of what it reads beside its inputs (source files, weights), computed when planning."""
@@ -288,12 +279,16 @@ class Stage(_Stage):
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and paths as canonical JSON types; execution fields left out at every depth."""
+    """Dataclasses, tuples and paths as canonical JSON types.
+
+    Left out at every depth are execution fields, and fields that came later while they are at their default.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: jsonable(getattr(value, f.name))
             for f in dataclasses.fields(value)
             if not f.metadata.get("execution")
+            and not ("added" in f.metadata and getattr(value, f.name) == f.metadata["added"])
         }
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}

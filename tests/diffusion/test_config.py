@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from torch import nn
@@ -67,8 +69,24 @@ def test_learning_rate_warms_up_stays_and_cools_down():
     assert rates[81:] == pytest.approx([2.0 * n / 20 for n in range(19, 0, -1)])
 
 
-def test_before_the_cooldown_the_target_does_not_matter():
-    optimization = OptimizationConfig(warmup=100, cooldown=200)
+def test_a_cosine_over_the_whole_training():
+    optimization = OptimizationConfig(lr=2.0, warmup=0, cooldown=1000, cooldown_shape="cosine")
+    rates = [optimization.learning_rate(n, batch=10, target_images=1000) for n in range(0, 1000, 10)]
+    assert rates == pytest.approx([1 + math.cos(math.pi * n / 100) for n in range(100)])
+
+
+def test_an_inverse_square_root_after_the_warm_up():
+    """Karras et al., 2024: flat up to `inverse_sqrt_after`, then half at four times as many images."""
+    optimization = OptimizationConfig(lr=2.0, warmup=100, inverse_sqrt_after=400)
+    rates = [optimization.learning_rate(n, batch=10, target_images=10_000) for n in (40, 90, 400, 1600, 6400)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.0, 0.5])
+    with pytest.raises(ValueError, match="inverse_sqrt_after is 0"):
+        OptimizationConfig(inverse_sqrt_after=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cooldown_shape": "cosine"}, {"inverse_sqrt_after": 300}])
+def test_before_the_cooldown_the_target_does_not_matter(changes: dict[str, Any]):
+    optimization = OptimizationConfig(warmup=100, cooldown=200, **changes)
     for images_seen in range(10, 1001, 10):
         steps = range(0, images_seen, 10)
         same = all(
@@ -87,6 +105,7 @@ def test_a_constant_rate_needs_no_images():
 def test_the_optimizer_leaves_frozen_parameters_out():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
-    (group,) = OptimizationConfig().build(module).param_groups
+    (optimizer,) = OptimizationConfig().build(module)
+    (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in module[1].parameters()]
     assert group["fused"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from diffusion.config import OptimizationConfig
 from pipelines.runner.fingerprint import Identity, digest, work_key, work_of
-from pipelines.stage import Resources, Row
+from pipelines.stage import Resources, Row, jsonable
 from tests.pipelines.toys import Learn, Times
 
 
@@ -34,6 +35,16 @@ def test_golden():
     assert digest({"b": 1, "a": [0.5, None, "é"]}) == "3bcfcb058d8a4df5eb71db0755f057c7"
     assert Identity.of(times(), INPUTS).fingerprint == "7c4694e4af76bf876f57e079a70dec19"
     assert work_of(times(), INPUTS) == "66be6d953727b45bc46d08c826cb9861"
+
+
+def test_a_later_field_at_its_default_is_as_if_it_were_not_there():
+    """At any depth: what was finished before it came stays finished."""
+    then = {"lr", "betas", "weight_decay", "clip", "warmup", "cooldown", "ema"}
+    assert jsonable(OptimizationConfig()).keys() == then
+    assert jsonable(OptimizationConfig(matrices="muon")) == {
+        **jsonable(OptimizationConfig()),
+        "matrices": "muon",
+    }
 
 
 def test_what_a_fingerprint_is_of():

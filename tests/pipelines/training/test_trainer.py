@@ -107,7 +107,7 @@ def import_all() -> None:
     """Before forking, so that each process need not: an optimizer alone imports for seconds."""
     for name in ("torch.nn.parallel", "safetensors.torch", "pipelines.training.tasks.denoiser", "PIL.Image"):
         importlib.import_module(name)
-    COOLED.build(tiny.NETWORK.build(channels=2, size=4)).zero_grad()
+    COOLED.build(tiny.NETWORK.build(channels=2, size=4))[0].zero_grad()
 
 
 def aftermath(folder: str) -> None:
