@@ -32,6 +32,11 @@ class Conditioning:
     """For upscalers: latents of the small image, enlarged to the size of what is drawn; see `Upscaling`."""
     level: Float[Tensor, " b"] | None = None
     """How much noise was mixed into `low`, 0 to 1; goes with it."""
+    size: Float[Tensor, "b 6"] | None = None
+    """In px: height and width of the source, top and left of the crop in it, height and width to draw (Podell
+    et al., 2023, "SDXL", section 2.2). Six zeros where it is unknown."""
+    route: Int[Tensor, "b k"] | None = None
+    """Ids of the tokens that take a transformer's middle blocks, in training (`kept_tokens`); None: all."""
 
     def __post_init__(self) -> None:
         if (self.text is None) != (self.mask is None):
@@ -71,7 +76,7 @@ class Conditioning:
         return replace(self, **changes)
 
     def null(self) -> Conditioning:
-        """Captions and classes dropped from all samples; a small image stays."""
+        """Captions and classes dropped from all samples; a small image and the size stay."""
         if self.empty:
             return self
         everywhere = torch.ones(
@@ -94,7 +99,7 @@ class Conditioning:
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {"text": self.text, "mask": self.mask, "pooled": self.pooled, "label": self.label}
-        named |= {"low": self.low, "level": self.level}
+        named |= {"low": self.low, "level": self.level, "size": self.size, "route": self.route}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,9 +11,14 @@ if TYPE_CHECKING:
     from diffusion.networks.unet import UNet
 
 
+_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+"""Width, depth, heads (Peebles & Xie, 2023, Table 1)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """A diffusion transformer of about 14 width^2 depth parameters, on (latent side / patch)^2 tokens."""
+    """A diffusion transformer of about 18 width^2 depth parameters, 22 with captions, on (latent side /
+    patch)^2 tokens."""
 
     kind: Literal["dit"] = "dit"
     width: int = 256
@@ -27,6 +33,34 @@ class DiTConfig:
     """Hidden width of the feed-forward over width; 8/3 with its three matrices costs what 4 does with two."""
     cross_every: int = 1
     """One block in so many looks at the text tokens."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer norm, the faster on CPUs, or RMSNorm, the faster on GPUs and compiled."""
+    size_conditioning: bool = False
+    """Whether it is told the size of the source, the crop in it and the size to draw."""
+    route: tuple[int, int] | None = None
+    """First block, and block after the last, that tokens can skip in training; None: `routed`."""
+
+    @classmethod
+    def named(cls, name: str) -> DiTConfig:
+        """Size and patch of the paper's networks: S, B, L or XL, and 1, 2 or 4, as in "B/2" (Peebles & Xie,
+        2023, Table 1). `ValueError` for another."""
+        names = {f"{size}/{patch}": (size, patch) for size in _SIZES for patch in (1, 2, 4)}
+        if name not in names:
+            close = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0)
+            raise ValueError(
+                f"{name!r} is no named size: did you mean {close[0]!r}? All: {', '.join(names)}."
+            )
+        size, patch = names[name]
+        width, depth, heads = _SIZES[size]
+        return cls(width=width, depth=depth, heads=heads, patch=patch)
+
+    @property
+    def routed(self) -> tuple[int, int]:
+        """`route`, by default as in Krause et al., 2025: all but the first two and the last four blocks; in
+        networks shallower than theirs a sixth and a third."""
+        if self.route is not None:
+            return self.route
+        return min(2, self.depth // 6), self.depth - min(4, self.depth // 3)
 
     def build(
         self,
@@ -37,7 +71,8 @@ class DiTConfig:
         text_width: int | None = None,
         low_channels: int = 0,
     ) -> DiT:
-        """For latents of `channels` x `size` x `size`; classes 0, text_width None, low_channels 0: none."""
+        """For latents of `channels` x `size` x `size` in training, and any size after it; classes 0,
+        text_width None, low_channels 0: none."""
         from diffusion.networks.dit import DiT
 
         return DiT(
@@ -52,6 +87,9 @@ class DiTConfig:
             mlp_ratio=self.mlp_ratio,
             cross_every=self.cross_every,
             low_channels=low_channels,
+            norm=self.norm,
+            size_conditioning=self.size_conditioning,
+            route=self.routed,
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.conditioning import Conditioning
-from diffusion.networks.layers import TimeEmbedding, class_embedding, pooled_embedding, with_low
+from diffusion.networks.embeddings import TimeEmbedding, class_embedding, pooled_embedding, with_low
 
 
 class ChannelNorm(nn.LayerNorm):

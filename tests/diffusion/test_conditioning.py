@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,6 +62,21 @@ def test_indexing_by_tensor_keeps_samples_together():
     assert picked.mask is not None
     assert picked.label.tolist() == [3, 0]
     assert picked.mask.sum(1).tolist() == [4, 1]
+
+
+def test_size_and_route_go_with_their_samples_and_are_never_dropped():
+    size, route = torch.rand(3, 6), torch.tensor([[0, 1], [0, 2], [1, 2]])
+    told = replace(captions(3, 4), size=size, route=route)
+    for kept in (told.null(), told.cat(told)[3:], told[torch.tensor([0, 1, 2])]):
+        assert kept.size is not None
+        assert kept.route is not None
+        assert kept.size.equal(size)
+        assert kept.route.equal(route)
+    assert Conditioning(size=size).empty
+    assert Conditioning(size=size).null().size is size
+    assert told.to("meta").size.is_meta
+    with pytest.raises(ValueError, match="cannot join"):
+        told.cat(captions(3, 4))
 
 
 def test_unconditional_batches_stay_so():
