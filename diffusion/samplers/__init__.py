@@ -1,1 +1,1 @@
-"""Solvers of the probability flow ODE, from noise to latents."""
+"""Solvers of the probability flow ODE and of its SDE, from noise to latents."""

@@ -29,6 +29,10 @@ class Heun(OneStep):
     noise_scale: float = 1.003
     """S_noise: a little above 1 makes up for detail that denoising loses."""
 
+    @property
+    def stochastic(self) -> bool:
+        return self.churn != 0
+
     def step(
         self,
         denoiser: AnyDenoiser,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ class Sampler(ABC):
     steps: int
     spacing: Spacing = field(default_factory=Even)
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise on its way, and must be given `draws`."""
+        return False
+
     @torch.no_grad()
     def __call__(
         self,
@@ -53,7 +59,8 @@ class Sampler(ABC):
         conditioning: Conditioning,
         draws: Draws | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """From `x` at times[0] to the last of `times`, falling: from anywhere on the path to anywhere."""
+        """From `x` at times[0] to the last of `times`: from anywhere on the path to anywhere, and up it too
+        unless noise is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,13 @@ def along(
     clean end leads, from (alpha, sigma) here to those there (Song et al., 2021, "DDIM", Equation 12)."""
     (alpha, sigma), (a, s) = here, there
     return torch.add(x_t * (s / sigma), clean, alpha=a - alpha * s / sigma)
+
+
+def half_log_snr(alpha: float, sigma: float) -> float:
+    """lambda = log(alpha / sigma), infinite where there is noise or signal alone (Lu et al., 2022)."""
+    if alpha == 0 or sigma == 0:
+        return -math.inf if alpha == 0 else math.inf
+    return math.log(alpha / sigma)
 
 
 def needed(draws: Draws | None) -> Draws:

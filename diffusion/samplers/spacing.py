@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ class Spacing(ABC):
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int) -> list[float]:
-        """`steps + 1` times of the schedule, falling, the last one 0."""
+        """`steps + 1` times of the schedule, falling, the last one 0. No step is empty: where the schedule
+        ends in less noise than is asked for, the ladder begins at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,9 @@ class Karras(Spacing):
     high: float = 80.0
 
     def __call__(self, schedule: Schedule, steps: int) -> list[float]:
+        high = min(self.high, _last(schedule))
         return _times(
-            schedule, np.linspace(self.high ** (1 / self.rho), self.low ** (1 / self.rho), steps) ** self.rho
+            schedule, np.linspace(high ** (1 / self.rho), self.low ** (1 / self.rho), steps) ** self.rho
         )
 
 
@@ -69,7 +72,13 @@ class LogSNR(Spacing):
     high: float = 80.0
 
     def __call__(self, schedule: Schedule, steps: int) -> list[float]:
-        return _times(schedule, np.geomspace(self.high, self.low, steps))
+        return _times(schedule, np.geomspace(min(self.high, _last(schedule)), self.low, steps))
+
+
+def _last(schedule: Schedule) -> float:
+    """sigma / alpha at time 1."""
+    alpha, sigma = schedule.at(1.0)
+    return sigma / alpha if alpha else math.inf
 
 
 def _times(schedule: Schedule, ratios: np.ndarray) -> list[float]:
