@@ -37,6 +37,7 @@ class Train(Stage):
     version: ClassVar[int] = 1
     output: ClassVar[Kind] = "snapshot"
     accelerated: ClassVar[bool] = True
+    length: ClassVar[tuple[str, ...]] = ("images_seen", "ema_width")
 
     latents: Annotated[str, Input("dataset", ("moments.npy",))]
     autoencoder: Annotated[str, Input("snapshot")]
@@ -68,6 +69,13 @@ class Train(Stage):
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; its weights stay float32."""
+    accumulate: int = added(1)
+    """Pieces of a worker's share of the batch, of which one at a time is in memory."""
+    compile: bool = added(False)
+    """Compiles the network's blocks in the first minutes: for a GPU, or a CPU that trains for hours."""
+    ema_width: float | None = added(None)
+    """Width of the snapshot's average, made after training of those that `optimization.ema_others` kept;
+    `optimization.ema` if None. Another width takes seconds, not another training."""
 
     sampler: SamplerConfig = execution(HeunConfig())
     """Of the live pictures, and the snapshot's own choice when it is asked to draw."""
@@ -88,6 +96,14 @@ class Train(Stage):
 
     def __post_init__(self) -> None:
         check_training(self.images_seen, self.batch, self.optimization)
+        if not 1 <= self.accumulate <= self.batch:
+            raise ValueError(f"accumulate is {self.accumulate}; it must be 1 to the batch of {self.batch}.")
+        if self.ema_width is not None and not self.optimization.ema_others:
+            raise ValueError(
+                "`ema_width` needs stored averages: set `optimization.ema_others`, to [0.05] say."
+            )
+        if self.ema_width is not None and not 0 < self.ema_width <= 0.28:
+            raise ValueError(f"ema_width is {self.ema_width}; it must be above 0 and at most 0.28.")
         for name in ("drop_text", "drop_label"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1.")
@@ -128,6 +144,9 @@ class Train(Stage):
             precision=self.precision,
             accelerated=bool(session.resources.gpus),
             file="denoiser.safetensors",
+            accumulate=self.accumulate,
+            compile=self.compile,
+            ema_width=self.ema_width,
             validate_every=self.validate_every or max(1, self.images_seen // 20),
             samples_every=self.samples_every or max(1, self.images_seen // 8),
             checkpoint_every=self.checkpoint_every,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.config import OptimizationConfig
 from pipelines.stream import TrainingStream
-from pipelines.training import checkpoint
+from pipelines.training import averages, checkpoint
 from pipelines.training.checkpoint import Checkpoint, Mark, Writer
 from pipelines.training.prefetch import prefetched
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.nn.parallel import DistributedDataParallel
 
     from cluster.gang import Member
     from cluster.storage import Storage
@@ -47,6 +48,12 @@ class Training:
     """Whether each worker has a GPU."""
     file: str
     """Of the snapshot's weights."""
+    accumulate: int = 1
+    """Pieces of a worker's share of the batch, of which one at a time is in memory."""
+    compile: bool = False
+    """Compiles the module's blocks."""
+    ema_width: float | None = None
+    """Of the average in the snapshot, made of stored ones; `optimization.ema`, which needs none, if None."""
     validate_every: int | None
     samples_every: int | None
     checkpoint_every: int | None
@@ -69,10 +76,12 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
     """One worker of a gang; `config` is {"job": Job}. Gives what rank 0 says of the finished training.
 
     Keys of the result: images_seen, curve ([images_seen, {name: value}] of held-out figures), skipped (steps
-    without a finite gradient), parameters, files ({name: sha256}), and the task's own facts.
+    without a finite gradient), parameters, files ({name: sha256}), the task's own facts, and ema ({width,
+    misfit}) where the average was made of stored ones.
     """
     import torch
 
+    from diffusion.compilation import compile_blocks
     from diffusion.training import TrainingState, fit
 
     job: Job = config["job"]
@@ -86,18 +95,21 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
         torch.manual_seed(training.seed)
         task = job.task(device, member.world)
     state = TrainingState.start(task.module, training.optimization)
-    module = _distributed(task.module, member.world)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+    if training.compile:
+        compile_blocks(task.module)
+    ddp = _distributed(task.module, member.world)
+    module = task.module if ddp is None else ddp
+    autocast = torch.bfloat16 if training.precision == "bfloat16" else None
 
     def losses(share: Any) -> Tensor:
-        with autocast:
-            return task.losses(module, share)
+        return task.losses(module, share)
 
     def stream(images_seen: int) -> Generator[Any]:
         return _shares(task, training, member, images_seen=images_seen, device=device)
 
     if member.world > 2:
-        _settle(task.module, losses, stream)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            _settle(task.module, losses, stream, training.accumulate)
     found = _restore(job, member)
     if found is not None:
         state.load_state_dict(found.tensors)
@@ -112,6 +124,9 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
                 optimization=training.optimization,
                 batch=training.batch,
                 target_images=training.images_seen,
+                autocast=autocast,
+                accumulate=training.accumulate,
+                ddp=ddp,
             ):
                 log.step(progress)
     return log.finish()
@@ -153,6 +168,10 @@ class Log:
             progress.images_seen + training.batch
         )
         due = training.checkpoint_seconds is not None and now - self._written >= training.checkpoint_seconds
+        if training.optimization.ema_others and (
+            last or progress.every(max(1, training.images_seen // averages.TIMES))
+        ):
+            averages.store(self.job.checkpoints, self._mark(progress.images_seen), self.state.ema)
         if last or anchor or progress.every(training.checkpoint_every) or (due and not self._writer.busy):
             self._write(progress.images_seen)
 
@@ -164,7 +183,18 @@ class Log:
         from safetensors.torch import save
 
         self._writer.wait()
-        weights = self.task.weights(self._average())
+        averaged, facts = self._average(), {}
+        if self.training.ema_width is not None:
+            tensors, misfit = averages.reconstruct(
+                self.job.checkpoints,
+                images_seen=self.state.images_seen,
+                width=self.training.ema_width,
+                target=self.training.images_seen,
+                cooling=lambda images_seen: not self._uncooled(images_seen),
+            )
+            averaged.load_state_dict(tensors, strict=False)
+            facts = {"ema": {"width": self.training.ema_width, "misfit": misfit}}
+        weights = self.task.weights(averaged)
         tensors = {
             name: (t.half() if t.dtype.is_floating_point else t).contiguous().cpu()
             for name, t in weights.items()
@@ -184,6 +214,7 @@ class Log:
             "skipped": int(self.state.skipped),
             "parameters": sum(t.numel() for t in weights.values()),
             **self.task.facts(),
+            **facts,
             "files": {self.training.file: hashlib.sha256(data).hexdigest()},
         }
 
@@ -225,14 +256,17 @@ class Log:
             self._event(kind="picture", name="samples", step=images_seen, png=png)
 
     def _write(self, images_seen: int) -> None:
-        mark = Mark(
+        mark = self._mark(images_seen)
+        self._writer.write(mark, self.state.state_dict(), {"curve": self.curve, "world": self.member.world})
+        self._written = time.monotonic()
+
+    def _mark(self, images_seen: int) -> Mark:
+        return Mark(
             images_seen=images_seen,
             lease=self.job.lease,
             cooling=not self._uncooled(images_seen),
             target=self.training.images_seen,
         )
-        self._writer.write(mark, self.state.state_dict(), {"curve": self.curve, "world": self.member.world})
-        self._written = time.monotonic()
 
     def _uncooled(self, images_seen: int) -> bool:
         return _uncooled(self.training, images_seen)
@@ -279,21 +313,26 @@ def _restore(job: Job, member: Member) -> Checkpoint | None:
     return checkpoint.read(job.checkpoints, checkpoint.name_of(images_seen, lease))
 
 
-def _distributed(module: nn.Module, world: int) -> nn.Module:
+def _distributed(module: nn.Module, world: int) -> DistributedDataParallel | None:
     if world == 1:
-        return module
+        return None
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(module)
 
 
 def _settle(
-    module: nn.Module, losses: Callable[[Any], Tensor], stream: Callable[[int], Generator[Any]]
+    module: nn.Module,
+    losses: Callable[[Any], Tensor],
+    stream: Callable[[int], Generator[Any]],
+    accumulate: int,
 ) -> None:
     """Two backwards whose gradients are dropped: DDP orders its buckets by the first, and beyond two ranks
     the order of a sum decides its last bits. A resumed training must add up as the unbroken one does."""
+    from diffusion.accumulation import micro_batches
+
     with contextlib.closing(stream(0)) as shares:
-        share = next(shares)
+        share = next(micro_batches(next(shares), accumulate))
         for _ in range(2):
             losses(share).sum().backward()
     module.zero_grad(set_to_none=True)

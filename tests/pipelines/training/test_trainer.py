@@ -20,9 +20,11 @@ from cluster.mapping import RayExecutor
 from cluster.resources import Resources
 from cluster.session import RaySession
 from cluster.storage import LocalStorage
+from diffusion import compilation
 from diffusion.config import OptimizationConfig
 from pipelines.models import SnapshotFolder
 from pipelines.training import trainer
+from pipelines.training.tasks.denoiser import DenoiserTask
 from tests.pipelines import tiny
 
 COOLED = OptimizationConfig(lr=3e-3, warmup=16, cooldown=32)
@@ -191,6 +193,39 @@ def test_shorter_does_not_start_beyond_its_end(inputs: dict[str, Any], tmp_path:
 def test_looking_changes_nothing(inputs: dict[str, Any], unbroken: SnapshotFolder, tmp_path: Path) -> None:
     looking = tiny.train(optimization=COOLED, validate_every=8, samples_every=24, checkpoint_seconds=0.0)
     assert weights(tiny.run(looking, tiny.session(tmp_path, inputs))) == weights(unbroken)
+
+
+def test_in_pieces_and_compiled_it_learns_the_same(
+    inputs: dict[str, Any], unbroken: SnapshotFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile_blocks(module: torch.nn.Module) -> None:
+        compiled.append(module)
+
+    monkeypatch.setattr(compilation, "compile_blocks", compile_blocks)
+    stage = tiny.train(optimization=COOLED, accumulate=3, compile=True)
+    one = load(unbroken.read("denoiser.safetensors"))
+    for key, tensor in load(
+        tiny.run(stage, tiny.session(tmp_path, inputs)).read("denoiser.safetensors")
+    ).items():
+        torch.testing.assert_close(tensor.float(), one[key].float(), rtol=2e-2, atol=2e-3)
+    assert len(compiled) == 1
+
+
+def test_bfloat16_is_the_losses_arithmetic(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, losses = set(), DenoiserTask.losses
+
+    def watching(self: DenoiserTask, module: torch.nn.Module, share: Any) -> torch.Tensor:
+        seen.add(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return losses(self, module, share)
+
+    monkeypatch.setattr(DenoiserTask, "losses", watching)
+    every = {"validate_every": 96, "samples_every": 96, "images_seen": 16}
+    tiny.run(tiny.train(precision="bfloat16", **every), tiny.session(tmp_path, inputs))
+    assert seen == {torch.bfloat16, False}  # held-out figures are in float32
 
 
 def test_hopeless_training_stops_with_a_reason(
