@@ -183,6 +183,30 @@ def test_no_step_reads_a_number_back_from_the_device(monkeypatch: pytest.MonkeyP
     assert not saved(state)["module.time.bias"].equal(before["module.time.bias"])
 
 
+def test_autocast_is_the_losses_arithmetic_and_nothing_elses():
+    def loss(at: np.ndarray) -> Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return Loss(state.module)(at)
+
+    state, seen = start(), []
+    shares = {"batches": positions(0), "batch": BATCH, "target_images": 2 * BATCH}
+    for progress in fit(state, loss=loss, optimization=OPTIMIZATION, autocast=torch.bfloat16, **shares):
+        assert progress.grad_norm.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+    assert seen == [(True, torch.bfloat16)] * 2
+    tensors = {n: t for n, t in saved(state).items() if t.is_floating_point()}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    plain = start()
+    for _ in fit(
+        plain, loss=Loss(plain.module), optimization=OPTIMIZATION, **{**shares, "batches": positions(0)}
+    ):
+        pass
+    torch.testing.assert_close(
+        saved(state)["module.time.bias"], saved(plain)["module.time.bias"], rtol=0, atol=1e-2
+    )
+    assert not saved(state)["module.layers.0.weight"].equal(saved(plain)["module.layers.0.weight"])
+
+
 def test_gradients_are_clipped_and_reported_before_that():
     state = start()
     progress = next(train(state, 100, clip=1e-3))
