@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.storage import Storage
-from pipelines.report.contact import sheets
+from pipelines.report.contact import MADE, sheets
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -99,9 +99,9 @@ def gather(store: Storage, recipe: str) -> RunView:
             stage.state = "done"
         if stage.seconds is None:
             stage.seconds = (stage.manifest.get("execution") or {}).get("seconds")
-        if stage.kind == "generate":
+        if stage.kind in MADE:
             name = f"{stage.name}-sheet-{str(stage.manifest.get('fingerprint'))[:12]}"
-            stage.sheets = sheets(place, folder.folder("pictures"), name)
+            stage.sheets = sheets(place, folder.folder("pictures"), name, kind=stage.kind)
         if stage.kind == "evaluate" and place.exists("metrics.json"):
             run.scores = json.loads(place.read("metrics.json"))
             names = [name for name in run.scores.get("pictures", {}) if place.exists(name)]

@@ -110,7 +110,7 @@ def _counts(stage: StageView) -> str:
 
 def _pictures(run: RunView) -> str:
     """Generated pictures first, then how they came about."""
-    order = {"generate": 0, "train": 1, "train_autoencoder": 2}
+    order = {"generate": 0, "upscale": 0, "edit": 0, "detect": 0, "train": 1, "train_autoencoder": 2}
     parts = []
     for stage in sorted(run.stages, key=lambda s: order.get(s.kind, 3)):
         if stage.kind == "evaluate":

@@ -14,6 +14,7 @@ STAGES: dict[str, str] = {
     "train": "pipelines.stages.train:Train",
     "generate": "pipelines.stages.generate:Generate",
     "upscale": "pipelines.stages.upscale:Upscale",
+    "edit": "pipelines.stages.edit:Edit",
     "augment": "pipelines.stages.augment:Augment",
     "evaluate": "pipelines.stages.evaluate:Evaluate",
     "evaluate_upscaler": "pipelines.stages.evaluate_upscaler:EvaluateUpscaler",
