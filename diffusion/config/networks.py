@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from diffusion.config.later import later
+
 if TYPE_CHECKING:
     from diffusion.networks.dit import DiT
     from diffusion.networks.unet import UNet
@@ -33,11 +35,11 @@ class DiTConfig:
     """Hidden width of the feed-forward over width; 8/3 with its three matrices costs what 4 does with two."""
     cross_every: int = 1
     """One block in so many looks at the text tokens."""
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms"] = later("layer")
     """Layer norm, the faster on CPUs, or RMSNorm, the faster on GPUs and compiled."""
-    size_conditioning: bool = False
+    size_conditioning: bool = later(False)
     """Whether it is told the size of the source, the crop in it and the size to draw."""
-    route: tuple[int, int] | None = None
+    route: tuple[int, int] | None = later(None)
     """First block, and block after the last, that tokens can skip in training; None: `routed`."""
 
     @classmethod
@@ -97,7 +99,7 @@ class DiTConfig:
 class UNetConfig:
     """Convolutions at several scales: for latents or pixels of any size, as upscalers take them.
 
-    Of a caption it sees the pooled vector alone.
+    Of a caption it sees the pooled vector, and the tokens where it has attention.
     """
 
     kind: Literal["unet"] = "unet"
@@ -109,6 +111,11 @@ class UNetConfig:
     """Residual blocks a level, on the way down and again on the way up."""
     stem: int = 2
     """Side of the blocks of latents that are folded into channels before the first convolution."""
+    attention: tuple[int, ...] = later(())
+    """Levels whose places look at each other and at the caption's tokens, 0 the finest; with any, so does the
+    middle. The cost grows with the fourth power of a level's side, and tiles are no longer exact."""
+    size_conditioning: bool = later(False)
+    """Whether it is told the size of the source, the crop in it and the size to draw."""
 
     def build(
         self,
@@ -130,6 +137,8 @@ class UNetConfig:
             widths=tuple(self.channels * m for m in self.multipliers),
             blocks=self.blocks,
             stem=self.stem,
+            attention=self.attention,
+            size_conditioning=self.size_conditioning,
         )
 
 

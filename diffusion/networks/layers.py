@@ -76,19 +76,22 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens look at context tokens. The output starts at zero: a block begins as if without."""
+    """Image tokens look at context tokens, as wide as they are or `context` wide. The output starts at zero:
+    a block begins as if without."""
 
-    def __init__(self, width: int, heads: int, *, norm: NormKind = "layer") -> None:
+    def __init__(
+        self, width: int, heads: int, *, norm: NormKind = "layer", context: int | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.key_value = nn.Linear(context or width, 2 * width, bias=False)
         self.query_norm, self.key_norm = NORMS[norm](width // heads), NORMS[norm](width // heads)
         self.out = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(
-        self, x: Float[Tensor, "b n w"], context: Float[Tensor, "b m w"], mask: Bool[Tensor, "b m"]
+        self, x: Float[Tensor, "b n w"], context: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b n w"]:
         """`mask` is True at real context tokens; every sample must have at least one."""
         q = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)))

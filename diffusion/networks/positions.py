@@ -12,6 +12,7 @@ some in training.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 _TABLES: dict[tuple[object, ...], Tensor] = {}
 _KEPT = 64
+P = ParamSpec("P")
 
 
 def rotary_angles(rows: int, columns: int, width: int, *, theta: float = 100.0) -> Float[Tensor, "n half"]:
@@ -38,8 +40,15 @@ def rotary_angles(rows: int, columns: int, width: int, *, theta: float = 100.0) 
     )
 
 
-# A compiled graph takes the tables as constants; a grid of another size compiles anew, as shapes are static.
-@torch.compiler.assume_constant_result
+def _constant(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A compiled graph takes the result as a constant; a grid of another size compiles anew, as shapes are
+    static. This is `torch.compiler.assume_constant_result` without its import of the compiler, which takes
+    seconds, also from those who never compile."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@_constant
 def rotary_table(
     rows: int, columns: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "2 n half"]:
@@ -52,7 +61,7 @@ def rotary_table(
     return _kept(make, ("rotary", rows, columns, width), device, dtype)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def position_table(
     rows: int,
     columns: int,

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.conditioning import Conditioning
-from diffusion.networks.embeddings import TimeEmbedding, class_embedding, pooled_embedding, with_low
+from diffusion.networks.embeddings import (
+    SizeEmbedding,
+    TimeEmbedding,
+    caption_context,
+    class_embedding,
+    pooled_embedding,
+    with_low,
+)
+from diffusion.networks.layers import CrossAttention, Norm, SelfAttention
+
+Context = tuple[Float[Tensor, "b m e"], Bool[Tensor, "b m"]] | None
+"""Context tokens, and which of them are real."""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -48,21 +61,50 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + y
 
 
-class UNet(nn.Module):
-    """Ronneberger et al., 2015, with the residual blocks of Dhariwal & Nichol, 2021; no attention.
+class AttentionBlock(nn.Module):
+    """x += attention(norm(x)); x += cross(norm(x), context): places look at each other, blind to where they
+    are, and at a caption (Dhariwal & Nichol, 2021, section 3; QK-norm, Dehghani et al., 2023). The skip alone
+    at first. Heads are 64 channels wide, or as many fewer as divide the width."""
 
-    The time, the class, the pooled text and the level of noise in the small image modulate every block; the
-    small image's latents are concatenated to the input (Saharia et al., 2021, "SR3"). The output of a new
-    network is zero everywhere.
+    def __init__(self, width: int, context: int | None) -> None:
+        super().__init__()
+        heads = next(n for n in range(-(-width // 64), width + 1) if width % n == 0)
+        self.norm, self.attention = Norm(width), SelfAttention(width, heads)
+        self.cross_norm = Norm(width) if context else None
+        self.cross = CrossAttention(width, heads, context=context) if context else None
+        nn.init.zeros_(self.attention.out.weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"], context: Context) -> Float[Tensor, "b c h w"]:
+        height, width = x.shape[-2:]
+        y = x.permute(0, 2, 3, 1).flatten(1, 2)
+        y = y + self.attention(self.norm(y), None)
+        if self.cross is not None and self.cross_norm is not None and context is not None:
+            y = y + self.cross(self.cross_norm(y), *context)
+        return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class UNet(nn.Module):
+    """Ronneberger et al., 2015, with the residual blocks and, where it is asked for, the attention of
+    Dhariwal & Nichol, 2021.
+
+    The time, the class, the pooled text, the size and the level of noise in the small image modulate every
+    block; the small image's latents are concatenated to the input (Saharia et al., 2021, "SR3"). The output
+    of a new network is zero everywhere.
+
+    Without attention it sees its surroundings only, so that an image in overlapping tiles is the image whole
+    (`Tiled`). With attention it sees all of what it is given: tiles are then an approximation.
 
     Args:
         channels: of the latents, in and out.
         classes: number of classes; id `classes` means none. 0 for a network without.
-        text_width: channels of the pooled text; None for a network without.
+        text_width: channels of the pooled text, and of the text tokens that attention sees; None: without.
         low_channels: of the small image's latents (`Conditioning.low`); 0 for a network without.
         widths: channels of each level, fine to coarse.
         blocks: residual blocks a level, down and again up.
         stem: side of the blocks of latents that are folded into channels first.
+        attention: levels with attention after each of their residual blocks, 0 the finest. With any, there is
+            a middle too, of a residual block, attention and a residual block, at the coarsest level.
+        size_conditioning: whether it is told `Conditioning.size`.
     """
 
     def __init__(
@@ -75,8 +117,14 @@ class UNet(nn.Module):
         widths: tuple[int, ...],
         blocks: int,
         stem: int,
+        attention: tuple[int, ...] = (),
+        size_conditioning: bool = False,
     ) -> None:
         super().__init__()
+        if not set(attention) <= set(range(len(widths))):
+            raise ValueError(
+                f"attention {attention} names levels that are not among the {len(widths)}, from 0."
+            )
         self.classes, self.stem = classes, stem
         self.multiple = stem * 2 ** (len(widths) - 1)
         """Sides are filled up to it inside."""
@@ -106,6 +154,24 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(widths[0], channels * stem**2, 3, padding=1)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
+
+        self.size = SizeEmbedding(condition) if size_conditioning else None
+        seen = text_width if attention else None
+        self.text = nn.Linear(seen, condition) if seen else None
+        self.text_norm = Norm(seen) if seen else None
+        self.null = nn.Parameter(0.02 * torch.randn(condition)) if seen else None
+        told = condition if seen else None
+
+        def looks(level: int) -> nn.ModuleList:
+            count = blocks if level in attention else 0
+            return nn.ModuleList(AttentionBlock(widths[level], told) for _ in range(count))
+
+        self.down_attention = nn.ModuleList(looks(level) for level in range(len(widths)))
+        self.up_attention = nn.ModuleList(looks(level) for level in reversed(range(len(widths))))
+        self.middle_attention = AttentionBlock(widths[-1], told) if attention else None
+        self.middle = nn.ModuleList(
+            ResidualBlock(widths[-1], widths[-1], condition) for _ in range(2 if attention else 0)
+        )
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -119,25 +185,31 @@ class UNet(nn.Module):
         if any(missing):
             x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
         condition = F.silu(self.condition(c_noise, conditioning))
+        context = self.context(x.shape[0], conditioning)
 
         y = self.first(F.pixel_unshuffle(x, self.stem).contiguous(memory_format=torch.channels_last))
         seen = []
-        for level, blocks in enumerate(self.down):
+        for level, (blocks, looks) in enumerate(zip(self.down, self.down_attention, strict=True)):
             if level:
                 y = self.shrink[level - 1](y)
-            for block in blocks:  # pyright: ignore[reportGeneralTypeIssues]
+            for block, look in zip_longest(blocks, looks):  # pyright: ignore[reportArgumentType]
                 y = block(y, condition)
+                y = y if look is None else look(y, context)
                 seen.append(y)
-        for level, blocks in enumerate(self.up):
+        if self.middle_attention is not None:
+            y = self.middle_attention(self.middle[0](y, condition), context)
+            y = self.middle[1](y, condition)
+        for level, (blocks, looks) in enumerate(zip(self.up, self.up_attention, strict=True)):
             if level:
                 y = F.pixel_shuffle(self.grow[level - 1](y), 2)
-            for block in blocks:  # pyright: ignore[reportGeneralTypeIssues]
+            for block, look in zip_longest(blocks, looks):  # pyright: ignore[reportArgumentType]
                 y = block(torch.cat([y, seen.pop()], dim=1), condition)
+                y = y if look is None else look(y, context)
         y = F.pixel_shuffle(self.last(F.silu(self.norm(y))), self.stem)
         return y[..., :height, :width]
 
     def condition(self, c_noise: Float[Tensor, " b"], conditioning: Conditioning) -> Float[Tensor, "b d"]:
-        """Time, level, class and pooled text in one vector; an absent part adds what a dropped one adds."""
+        """Time, level, class, pooled text and size in one vector; an absent part adds what a dropped does."""
         condition = self.time(c_noise)
         if self.level is not None and conditioning.level is not None:
             condition = condition + self.level(conditioning.level)
@@ -145,4 +217,12 @@ class UNet(nn.Module):
             condition = condition + class_embedding(self.label, conditioning.label, c_noise)
         if self.pooled is not None and conditioning.pooled is not None:
             condition = condition + pooled_embedding(self.pooled, conditioning.pooled)
+        if self.size is not None and conditioning.size is not None:
+            condition = condition + self.size(conditioning.size)
         return condition
+
+    def context(self, count: int, conditioning: Conditioning) -> Context:
+        """The null token, then the text tokens; and which of them are real."""
+        if self.text is None or self.text_norm is None or self.null is None:
+            return None
+        return caption_context(self.null, self.text_norm, self.text, count, conditioning)

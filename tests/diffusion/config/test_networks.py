@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from diffusion.conditioning import Conditioning
-from diffusion.config import DiTConfig
+from diffusion.config import DiTConfig, UNetConfig
 from diffusion.networks.layers import Norm, RMSNorm
 
 
@@ -64,3 +66,13 @@ def test_size_conditioning_is_a_choice() -> None:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         assert torch.equal(network(x, t, told), network(x, t, Conditioning())) != chosen
+
+
+def test_fields_that_came_later_may_be_left_out_of_records() -> None:
+    """So that what was trained before they came is found again."""
+    first = {"kind", "width", "depth", "heads", "patch", "mlp_ratio", "cross_every"}
+    first |= {"channels", "multipliers", "blocks", "stem"}
+    for config in (DiTConfig(), UNetConfig()):
+        later = {f.name for f in fields(config)} - first
+        assert later
+        assert all(f.metadata["added"] == f.default for f in fields(config) if f.name in later)

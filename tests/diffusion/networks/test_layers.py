@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion.networks.layers import NORMS, NormKind, RMSNorm, SelfAttention, SwiGLU
+from diffusion.networks.layers import NORMS, CrossAttention, NormKind, RMSNorm, SelfAttention, SwiGLU
 from diffusion.networks.positions import rotary_table
 
 
@@ -54,3 +54,27 @@ def test_positions_of_each_sample() -> None:
     together = attention(x, rotary)
     apart = [attention(x[n : n + 1], rotary[:, n]) for n in range(2)]
     torch.testing.assert_close(together, torch.cat(apart))
+
+
+def test_attentions_are_their_equation() -> None:
+    """softmax(q k / sqrt(d)) v of each head, q and k normalised; of the context's real tokens alone."""
+    torch.manual_seed(0)
+    own, cross = SelfAttention(8, 2), CrossAttention(8, 2, context=6)
+    torch.nn.init.normal_(cross.out.weight)
+    x, context, mask = torch.randn(1, 5, 8), torch.randn(1, 3, 6), torch.tensor([[True, True, False]])
+    cases = (
+        (own, own(x, None), own.qkv.weight.chunk(3), x[0]),
+        (
+            cross,
+            cross(x, context, mask),
+            (cross.query.weight, *cross.key_value.weight.chunk(2)),
+            context[0, :2],
+        ),
+    )
+    for attention, answer, (query, key, value), seen in cases:
+        heads = []
+        for head in (slice(0, 4), slice(4, 8)):
+            q, k, v = x[0] @ query[head].T, seen @ key[head].T, seen @ value[head].T
+            q, k = (torch.nn.functional.layer_norm(part, (4,), eps=1e-6) for part in (q, k))
+            heads.append((q @ k.T / 2).softmax(-1) @ v)
+        torch.testing.assert_close(answer[0], torch.cat(heads, dim=-1) @ attention.out.weight.T)
