@@ -174,4 +174,5 @@ def _term(
     square = (take * error.detach()).square() * torch.exp(-exponent)
     divergence = exponent - low + torch.exp(low - exponent) - 1 + square
     density = exponent + math.log(2 * math.pi) + square
-    return torch.where(broadcast(first, error), density, divergence).flatten(1).mean(1) / 2
+    density, divergence = density.flatten(1).mean(1), divergence.flatten(1).mean(1)
+    return torch.where(first, density, divergence) / 2

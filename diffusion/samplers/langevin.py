@@ -19,14 +19,14 @@ from diffusion.samplers.sampler import Draws, Sampler, along, needed
 class AnnealedLangevin(Sampler):
     """`corrections` calls a step, and one for the last, which denoises (Song and Ermon, 2019, Algorithm 1).
 
-    Between levels latents keep their place on the straight path, x_t / (alpha + sigma); theirs is x_t on a
-    path with alpha = 1. It needs many more calls than any other sampler here.
+    Latents come to the next level with the noise of the last one, x_t / alpha being kept, which corrections
+    must wear down: it needs many times the calls of any other sampler here, and levels close to each other.
     """
 
-    corrections: int = 5
-    """At each level."""
-    ratio: float = 0.16
-    """Of signal to noise in a correction."""
+    corrections: int = 20
+    """At each level; theirs are 100."""
+    ratio: float = 0.22
+    """Of signal to noise in a correction: that of the authors' step sizes."""
 
     @property
     def stochastic(self) -> bool:
@@ -45,7 +45,7 @@ class AnnealedLangevin(Sampler):
             here, there = denoiser.schedule.at(t), denoiser.schedule.at(s)
             if there[1] == 0:
                 return along(x, denoiser(x, t, conditioning), here, there)
-            x = sum(there) / sum(here) * x
+            x = (there[0] / here[0] if here[0] else there[1] / here[1]) * x  # nothing is kept of pure noise
             x = corrected(
                 denoiser,
                 x,
