@@ -168,10 +168,10 @@ class UNet(nn.Module):
 
         self.down_attention = nn.ModuleList(looks(level) for level in range(len(widths)))
         self.up_attention = nn.ModuleList(looks(level) for level in reversed(range(len(widths))))
-        self.middle_attention = AttentionBlock(widths[-1], told) if attention else None
-        self.middle = nn.ModuleList(
-            ResidualBlock(widths[-1], widths[-1], condition) for _ in range(2 if attention else 0)
-        )
+        self.middle = nn.ModuleList()
+        if attention:
+            first, last = (ResidualBlock(widths[-1], widths[-1], condition) for _ in range(2))
+            self.middle.extend([first, AttentionBlock(widths[-1], told), last])
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -196,9 +196,9 @@ class UNet(nn.Module):
                 y = block(y, condition)
                 y = y if look is None else look(y, context)
                 seen.append(y)
-        if self.middle_attention is not None:
-            y = self.middle_attention(self.middle[0](y, condition), context)
-            y = self.middle[1](y, condition)
+        if len(self.middle):
+            y = self.middle[0](y, condition)
+            y = self.middle[2](self.middle[1](y, context), condition)
         for level, (blocks, looks) in enumerate(zip(self.up, self.up_attention, strict=True)):
             if level:
                 y = F.pixel_shuffle(self.grow[level - 1](y), 2)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config
 
 from diffusion.conditioning import Conditioning
 from diffusion.config import DiTConfig
@@ -276,23 +276,31 @@ def test_in_half_precision() -> None:
         assert (answer.float() - want).norm() < 0.05 * want.norm()
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the shape checks of these tests, through which a compiler cannot look."""
+    torch._dynamo.reset()
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_it_compiles_whole_at_every_size() -> None:
-    """In a process of its own: a compiler cannot look through the shape checks of these tests."""
-    code = """
-import torch
-from diffusion.conditioning import Conditioning
-from diffusion.config import DiTConfig
-network = DiTConfig(width=16, depth=1, heads=2, norm="rms").build(channels=2, size=8, text_width=6)
-for parameter in network.parameters():
-    torch.nn.init.normal_(parameter, std=0.2)
-compiled = torch.compile(network, fullgraph=True, backend="eager")
-route = torch.tensor([[0, 3, 5], [2, 7, 9]])
-for size, ids in (((8, 8), route), ((4, 12), None)):
-    x, t = torch.randn(2, 2, *size), torch.rand(2)
-    given = Conditioning(text=torch.randn(2, 3, 6), mask=torch.ones(2, 3, dtype=torch.bool), route=ids)
-    torch.testing.assert_close(compiled(x, t, given), network(x, t, given))
-block = torch.compile(network.blocks[0], fullgraph=True, backend="eager")
-given = torch.randn(2, 5, 16), torch.randn(2, 16), None, None, torch.randn(2, 5, 4)
-torch.testing.assert_close(block(*given), network.blocks[0](*given))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    torch.manual_seed(0)
+    network = awake(build(depth=1, norm="rms"))
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    routed = replace(conditioning(), route=kept_tokens(0, np.arange(3), 16, 0.5))
+    for size, given in (((8, 8), routed), ((4, 12), Conditioning())):
+        x, t = torch.randn(3, 4, *size), torch.rand(3)
+        torch.testing.assert_close(compiled(x, t, given), network(x, t, given))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_block_compiles() -> None:
+    torch.manual_seed(0)
+    block = awake(build(depth=1)).blocks[0]
+    given = torch.randn(2, 5, 32), torch.randn(2, 32), None, None, torch.randn(2, 5, 8)
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*given), block(*given))
