@@ -205,3 +205,28 @@ def test_no_step_reads_a_number_back_from_the_device(monkeypatch: pytest.MonkeyP
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, waits)
     assert sum(1 for _ in train(state, 16)) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_no_step_waits_for_a_gpu():
+    module = Network().cuda()
+    state = TrainingState.start(module, OPTIMIZATION)
+    x = torch.randn(4, 2, 5, 5, device="cuda")
+    steps = fit(
+        state,
+        [x] * 20,
+        lambda share: (module(share) - share).square().mean((1, 2, 3)),
+        optimization=OPTIMIZATION,
+        batch=4,
+        target_images=80,
+        accumulate=2,
+        autocast=torch.bfloat16,
+    )
+    next(steps)  # the optimizers make their state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norms = [progress.grad_norm for progress in steps]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(norms).isfinite().all()
