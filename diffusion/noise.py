@@ -91,6 +91,9 @@ class RectifiedFlow(Schedule):
     def __call__(self, t: Float[Tensor, "*s"]) -> tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]:
         return 1 - t, t
 
+    def at(self, t: float) -> tuple[float, float]:
+        return 1 - t, t
+
     def time(self, u: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return u
 
@@ -107,6 +110,9 @@ class VarianceExploding(Schedule):
 
     def __call__(self, t: Float[Tensor, "*s"]) -> tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]:
         return torch.ones_like(t), self.sigma_max * t**self.rho
+
+    def at(self, t: float) -> tuple[float, float]:
+        return 1.0, self.sigma_max * t**self.rho
 
     def time(self, u: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         sigma = u / (1 - u)
@@ -166,6 +172,13 @@ class VariancePreserving(Schedule):
         alpha = torch.lerp(table[low], table[low + 1], place - low)
         # In double precision, as 1 - alpha^2 would otherwise lose sigma where there is little noise.
         return alpha.to(t.dtype), (1 - alpha * alpha).sqrt().to(t.dtype)
+
+    def at(self, t: float) -> tuple[float, float]:
+        place = min(max(t, 0.0), 1.0) * len(self.betas)
+        low = min(int(place), len(self.betas) - 1)
+        above, below = self._alphas[low : low + 2].tolist()
+        alpha = above + (below - above) * (place - low)
+        return alpha, math.sqrt(1 - alpha * alpha)
 
     def time(self, u: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         table = _on(self._alphas, u.device)
