@@ -23,7 +23,7 @@ from tests.diffusion.samplers.oracle import NOTHING, start, timeless
 
 
 @pytest.mark.parametrize("exact", [correlated, two_classes])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["rectified flow", "VP linear", "VE"])
 def test_there_and_back_in_fifty_steps(exact: Any, schedule: str):
     denoiser = exact(SCHEDULES[schedule])
     latents = denoiser.sample(64)
