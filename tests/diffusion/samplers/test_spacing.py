@@ -45,6 +45,10 @@ def test_the_chains_timesteps_are_those_of_diffusers(steps: int):
         assert spacing(CHAIN, steps)[:-1] == pytest.approx(theirs, abs=1e-9)
 
 
+def test_a_shift_moves_the_middle():
+    assert Even(shift=3.0)(RectifiedFlow(), 10)[5] == pytest.approx(3 / 4)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_shifted_times_are_the_sigmas_of_diffusers(shift: float):
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
