@@ -17,7 +17,7 @@ MADE: dict[str, dict[str, str]] = {
     "generate": {"": "image"},
     "upscale": {"": "image"},
     "edit": {"given": "given", "edited": "image"},
-    "detect": {"image": "image", "heat": "heat"},
+    "detect": {"": "heat"},
 }
 """Stage -> row label -> column, or how the column's name begins."""
 

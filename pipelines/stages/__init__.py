@@ -15,6 +15,7 @@ STAGES: dict[str, str] = {
     "generate": "pipelines.stages.generate:Generate",
     "upscale": "pipelines.stages.upscale:Upscale",
     "edit": "pipelines.stages.edit:Edit",
+    "detect": "pipelines.stages.detect:Detect",
     "augment": "pipelines.stages.augment:Augment",
     "evaluate": "pipelines.stages.evaluate:Evaluate",
     "evaluate_upscaler": "pipelines.stages.evaluate_upscaler:EvaluateUpscaler",

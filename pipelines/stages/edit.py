@@ -40,6 +40,8 @@ class Edit(ShardStage):
     """For `inpaint`: masks under the names of their images; what is bright is filled in."""
     edit: EditConfig = Inpaint()
     """What is done: `denoise`, `inpaint` or `image_to_image`."""
+    splits: tuple[str, ...] = ()
+    """Of the images: those of these splits alone; all if empty."""
     prompt: str | None = None
     """What the images show; each image's own caption or text if None."""
     seed: int = 0
@@ -68,6 +70,17 @@ class Edit(ShardStage):
 
     def bytes_needed(self, inputs: Inputs) -> int:
         return 2 * super().bytes_needed(inputs) * _PIXEL_BYTES
+
+    def plan(self, inputs: Inputs) -> list[ShardPlan]:
+        unknown = sorted(set(self.splits) - set(inputs["images"].splits))
+        if unknown:
+            there = ", ".join(inputs["images"].splits)
+            raise ValueError(f"{self.images} has no split {unknown[0]!r}; there are {there}.")
+        return [shard for shard in super().plan(inputs) if not self.splits or shard.split in self.splits]
+
+    def work(self) -> dict[str, Any]:
+        # Which images are edited changes none of them.
+        return {"meaning": {k: v for k, v in self.meaning().items() if k != "splits"}}
 
     def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
         masks = inputs.get("masks")

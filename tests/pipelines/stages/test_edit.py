@@ -162,6 +162,15 @@ def test_noise_that_was_added_is_taken_out_again(inputs: dict[str, Any]) -> None
         assert errors["image"] < errors["given"]
 
 
+def test_a_split_alone_is_edited_to_the_same(inputs: dict[str, Any]) -> None:
+    whole = edited(inputs, edit=ImageToImage())
+    some = edited(inputs, edit=ImageToImage(), splits=("validation",))
+    assert len(some) == tiny.HELD_OUT
+    assert all(some[key].members["png"] == whole[key].members["png"] for key in some)
+    with pytest.raises(ValueError, match="images has no split 'tests'; there are train, validation"):
+        edited(inputs, edit=ImageToImage(), splits=("tests",))
+
+
 def test_mistakes_are_told(inputs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="inpaint needs `masks`"):
         Edit(images="images", model="model")
