@@ -10,9 +10,9 @@ from typing import Any
 
 _MODULES = {
     "config": (
-        "AutoencoderConfig DiTConfig EulerConfig GuidanceConfig HeunConfig IdentityAutoencoderConfig "
-        "KLAutoencoderConfig LogitNormalConfig NetworkConfig OptimizationConfig SamplerConfig TimesConfig "
-        "UniformConfig"
+        "AutoencoderConfig DDIMConfig DDPMConfig DPMConfig DiTConfig EulerConfig GuidanceConfig HeunConfig "
+        "IdentityAutoencoderConfig KLAutoencoderConfig LogitNormalConfig NetworkConfig OptimizationConfig "
+        "PredictorCorrectorConfig SamplerConfig TimesConfig UniPCConfig UniformConfig"
     ),
     "noise": "RectifiedFlow Schedule VarianceExploding VariancePreserving",
     "times": "LogNormal LogitNormal Times Uniform",
@@ -26,10 +26,19 @@ _MODULES = {
     "optimizers": "Muon",
     "compilation": "compile_blocks",
     "training": "Progress TrainingState fit",
+    "variance": "LearnedVariance hybrid vlb",
+    "inversion": "invert",
     "samplers.sampler": "Sampler",
     "samplers.spacing": "Even Karras Leading LogSNR Spacing",
     "samplers.euler": "Euler",
     "samplers.heun": "Heun",
+    "samplers.dpm": "DPM",
+    "samplers.unipc": "UniPC",
+    "samplers.ddim": "DDIM",
+    "samplers.ddpm": "DDPM",
+    "samplers.langevin": "AnnealedLangevin",
+    "samplers.predictor_corrector": "PredictorCorrector",
+    "samplers.runge_kutta": "RungeKutta",
     "operators": "Downsample Mask Matrix Operator",
     "measured": "Measured",
     "editing.inpainting": "RePaint",

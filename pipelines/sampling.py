@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffusion.config import GuidanceConfig, NetworkConfig, SamplerConfig
     from diffusion.denoiser import AnyDenoiser
     from diffusion.latents import LatentStatistics
+    from diffusion.samplers.sampler import Draws
     from diffusion.upscaling import Upscaling
 
 
@@ -100,7 +101,7 @@ def _draw(
     *,
     seed: int,
     length: int,
-    solve: Callable[[AnyDenoiser, Tensor, Conditioning], Tensor],
+    solve: Callable[[AnyDenoiser, Tensor, Conditioning, Draws], Tensor],
     denoiser: AnyDenoiser,
 ) -> Tensor:
     """Drawings of one size as images in about [-1, 1]."""
@@ -127,7 +128,8 @@ def _draw(
             noise = randomness.normal(seed, indices, shape, f"{stream}: low").to(model.device)
             condition = model.upscaling.tell(condition, low, noise, level)
         noise = randomness.normal(seed, indices, shape, stream).to(model.device)
-        latents = solve(denoiser, noise, condition)
+        draws = randomness.Draws(seed, indices, shape, model.device, stream=f"{stream}: draw")
+        latents = solve(denoiser, noise, condition, draws)
         if model.upscaling is not None and low is not None:
             latents = model.upscaling.restore(latents, low)
         return model.autoencoder.decode(model.statistics.unwhiten(latents))

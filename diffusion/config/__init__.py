@@ -2,7 +2,17 @@
 
 from diffusion.config.autoencoders import AutoencoderConfig, IdentityAutoencoderConfig, KLAutoencoderConfig
 from diffusion.config.networks import DiTConfig, NetworkConfig, UNetConfig
-from diffusion.config.sampling import EulerConfig, GuidanceConfig, HeunConfig, SamplerConfig
+from diffusion.config.sampling import (
+    DDIMConfig,
+    DDPMConfig,
+    DPMConfig,
+    EulerConfig,
+    GuidanceConfig,
+    HeunConfig,
+    PredictorCorrectorConfig,
+    SamplerConfig,
+    UniPCConfig,
+)
 from diffusion.config.training import (
     LogitNormalConfig,
     LowResolutionConfig,
@@ -13,6 +23,9 @@ from diffusion.config.training import (
 
 __all__ = [
     "AutoencoderConfig",
+    "DDIMConfig",
+    "DDPMConfig",
+    "DPMConfig",
     "DiTConfig",
     "EulerConfig",
     "GuidanceConfig",
@@ -23,8 +36,10 @@ __all__ = [
     "LowResolutionConfig",
     "NetworkConfig",
     "OptimizationConfig",
+    "PredictorCorrectorConfig",
     "SamplerConfig",
     "TimesConfig",
     "UNetConfig",
+    "UniPCConfig",
     "UniformConfig",
 ]

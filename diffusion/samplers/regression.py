@@ -10,14 +10,19 @@ from torch import Tensor
 
 from diffusion.conditioning import Conditioning
 from diffusion.denoiser import AnyDenoiser
+from diffusion.samplers.sampler import Draws
 
 
 @dataclass(frozen=True)
 class Regression:
-    """What `losses.regression` trains: the noise is not looked at."""
+    """What `losses.regression` trains: neither noise nor draws are looked at."""
 
     def __call__(
-        self, denoiser: AnyDenoiser, noise: Float[Tensor, "b c h w"], conditioning: Conditioning
+        self,
+        denoiser: AnyDenoiser,
+        noise: Float[Tensor, "b c h w"],
+        conditioning: Conditioning,
+        draws: Draws | None = None,
     ) -> Float[Tensor, "b c h w"]:
         with torch.no_grad():
             return denoiser(torch.zeros_like(noise), noise.new_ones(len(noise)), conditioning)

@@ -209,8 +209,7 @@ class _Estimate:
 
     def _generate(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.model)
-        calls = stage.sampler.steps * (2 if stage.sampler.kind == "heun" else 1)
-        calls *= 2 if stage.guidance.scale != 1 else 1
+        calls = stage.sampler.calls * (2 if stage.guidance.scale != 1 else 1)
         each = calls * of.denoiser.flops + of.decoder.flops
         one = rates.PIXEL * of.side * of.side + RECORD
         cost = self._pool(stage, 0, stage.count * each, kind="draw", taken=stage.count * one)
@@ -234,7 +233,7 @@ class _Estimate:
 
     def _promote(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.candidate)
-        calls = stage.sampler.steps * (2 if stage.sampler.kind == "heun" else 1) * 2
+        calls = stage.sampler.calls * 2
         each = calls * of.denoiser.flops + of.decoder.flops + rates.FEATURES
         flops = 2 * (stage.count * each + stage.losses * stage.draws * of.denoiser.flops)
         return Size(), self._pool(stage, 0, flops, kind="draw", taken=1e6)

@@ -7,20 +7,34 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from diffusion import config
+from diffusion.conditioning import Conditioning
 from diffusion.config import (
+    DDIMConfig,
+    DDPMConfig,
+    DPMConfig,
     EulerConfig,
     GuidanceConfig,
     HeunConfig,
     LogitNormalConfig,
     OptimizationConfig,
+    PredictorCorrectorConfig,
+    SamplerConfig,
     UniformConfig,
+    UniPCConfig,
 )
+from diffusion.samplers.ddim import DDIM
+from diffusion.samplers.ddpm import DDPM
+from diffusion.samplers.dpm import DPM
 from diffusion.samplers.euler import Euler
 from diffusion.samplers.heun import Heun
-from diffusion.samplers.spacing import Even
+from diffusion.samplers.predictor_corrector import PredictorCorrector
+from diffusion.samplers.sampler import Sampler
+from diffusion.samplers.spacing import Even, Karras, LogSNR
+from diffusion.samplers.unipc import UniPC
 from diffusion.times import LogitNormal, Uniform
 from tests.diffusion.exact import two_classes
 
@@ -49,9 +63,38 @@ def test_configurations_are_frozen_and_say_what_their_fields_mean(name: str):
         kind().__setattr__(dataclasses.fields(kind)[0].name, None)
 
 
+SAMPLERS: list[tuple[SamplerConfig, Sampler]] = [
+    (EulerConfig(steps=7, shift=2.0), Euler(steps=7, spacing=Even(shift=2.0))),
+    (HeunConfig(steps=7, churn=3.0), Heun(steps=7, churn=3.0)),
+    (DPMConfig(steps=7, spacing="karras"), DPM(steps=7, spacing=Karras())),
+    (UniPCConfig(steps=7, order=3, spacing="log_snr"), UniPC(steps=7, order=3, spacing=LogSNR())),
+    (DDIMConfig(steps=7, eta=0.5), DDIM(steps=7, eta=0.5)),
+    (DDPMConfig(steps=7, variance="large"), DDPM(steps=7, variance="large")),
+    (
+        PredictorCorrectorConfig(steps=7, shift=2.0, corrections=3, ratio=0.1),
+        PredictorCorrector(predictor=Euler(steps=7, spacing=Even(shift=2.0)), corrections=3, ratio=0.1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("chosen", "expected"), SAMPLERS)
+def test_samplers_are_built_as_chosen_and_say_what_they_cost(chosen: SamplerConfig, expected: Sampler):
+    assert chosen.build() == expected
+    exact, asked = two_classes(), []
+
+    class Counted:
+        schedule = exact.schedule
+
+        def __call__(self, x_t: torch.Tensor, t: float, conditioning: Conditioning) -> torch.Tensor:
+            asked.append(t)
+            return exact(x_t, t, conditioning)
+
+    noise = torch.randn(1, 2, 1, 1, dtype=torch.float64)
+    chosen.build()(Counted(), noise, Conditioning(), lambda _: noise)
+    assert len(asked) == chosen.calls
+
+
 def test_choices_build_what_they_say():
-    assert EulerConfig(steps=7, shift=2.0).build() == Euler(steps=7, spacing=Even(shift=2.0))
-    assert HeunConfig(steps=7).build() == Heun(steps=7)
     assert UniformConfig(shift=2.0).build() == Uniform(shift=2.0)
     assert LogitNormalConfig(mean=0.5, std=2.0, shift=2.0).build() == LogitNormal(
         mean=0.5, std=2.0, shift=2.0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.config import EulerConfig
+from diffusion.config import DDPMConfig, EulerConfig, SamplerConfig
 from pipelines import embedders
 from pipelines.stage import Row, Sample
 from pipelines.stages.generate import Generate
@@ -56,11 +56,13 @@ def made(stage: Generate, inputs: dict[str, Any]) -> tuple[list[Row], dict[int, 
     return rows, samples
 
 
-def test_images_do_not_depend_on_how_they_are_cut(inputs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("sampler", [EulerConfig(steps=2), DDPMConfig(steps=2)])
+def test_images_do_not_depend_on_how_they_are_cut(inputs: dict[str, Any], sampler: SamplerConfig) -> None:
+    """Nor does the noise that a sampler draws on its way."""
     words = ("thing 1", "thing 2", "thing 4 with so many words that its tokens are padded to another length")
-    _, whole = made(stage(prompts=words), inputs)
-    _, cut = made(stage(prompts=words, samples_per_shard=3), inputs)
-    _, more = made(stage(prompts=words, count=13, samples_per_shard=7), inputs)
+    _, whole = made(stage(prompts=words, sampler=sampler), inputs)
+    _, cut = made(stage(prompts=words, sampler=sampler, samples_per_shard=3), inputs)
+    _, more = made(stage(prompts=words, sampler=sampler, count=13, samples_per_shard=7), inputs)
 
     assert sorted(whole) == list(range(10))
     assert cut == whole
