@@ -97,3 +97,51 @@ def test_a_model_that_draws_is_refused(images: str, capsys: pytest.CaptureFixtur
     assert main(["apply", "upscale", images, "out", "--model", "emoji3d"]) == 2
     assert "is no upscaler" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("images", ["in", "in/a.png"])
+def test_edits_of_a_shipped_model(images: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images come to the model's size, and the parts that are known keep their pixels."""
+    arguments = ["apply", "edit", images, "out", "--model", "emoji3d", "--steps", "2", "--seed", "1"]
+    assert main([*arguments, "--part", "right", "--prompt", "a red heart"]) == 0
+    capsys.readouterr()
+    first = np.asarray(Image.open("out/a.png"))
+    assert first.shape == (48, 48, 3)
+    assert main([*arguments, "--part", "right", "--prompt", "a blue car"]) == 0
+    other = np.asarray(Image.open("out/a.png"))
+    assert np.array_equal(first[:, :24], other[:, :24])
+    assert not np.array_equal(first[:, 24:], other[:, 24:])
+
+
+def test_masks_lie_under_the_names_of_their_images(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("masks").mkdir()
+    mask = np.zeros((9, 9), np.uint8)
+    mask[:3] = 255
+    Image.fromarray(mask).save("masks/a.png")
+    arguments = ["--model", "emoji3d", "--steps", "2", "--json"]
+    assert main(["apply", "edit", "in", "out", "--masks", "masks", *arguments]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["files"], list(said["rejected"].values())) == (["out/a.png"], ["no_mask"])
+    assert main(["apply", "edit", "in/a.png", "one.png", "--masks", "masks/a.png", *arguments]) == 0
+    assert Image.open("one.png").size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "one of --masks PATH, --part PART, --noise .1 and --strength .5"),
+        (("--noise", "0.1", "--strength", "0.5"), "one of --masks"),
+        (("--noise", "0"), "must be above 0"),
+        (("--masks", "nowhere"), "There is no nowhere"),
+        (("--noise", "0.1", "--level", "0.2"), "--level is for `apply upscale`"),
+        (("--noise", "0.1", "--model", "emoji3d_2x"), "does not draw by itself"),
+    ],
+)
+def test_mistakes_of_an_edit(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["apply", "edit", "in", "out", "--model", "emoji3d", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not Path("out").exists()
