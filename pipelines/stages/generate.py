@@ -39,7 +39,7 @@ class Generate(ShardStage):
     and cls where known. With `upscalers` each image is drawn again, larger, by one after the other.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     accelerated: ClassVar[bool] = True
 
     model: Annotated[str, Input("snapshot")]

@@ -22,7 +22,7 @@ class Upscale(ShardStage):
     An image depends on the snapshot, `seed`, its key, its bytes and the sampler's settings alone.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     primary: ClassVar[str] = "images"
     accelerated: ClassVar[bool] = True
 
