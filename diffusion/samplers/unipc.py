@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class UniPC(Sampler):
 
     Each step is the line to a clean answer, as in `dpm`: the mean, weighted by e^lambda, of the polynomial in
     lambda = log(alpha / sigma) through the past answers. When the next step's answer is there, the step is
-    taken again with it. Without a past, or where lambda is infinite, the order is lower; the last one's is 1.
+    taken again with it. The order is lower where there is less of a past, and before the end where lambda is
+    infinite: the last step to clean latents is of order 1, as the authors have it.
     """
 
     order: int = 2
@@ -51,11 +53,12 @@ class UniPC(Sampler):
         for n, t in enumerate(times[:-1]):
             clean = denoiser(x, t, conditioning)
             if n and past and math.isfinite(places[n]):
-                known = [(places[n], clean), *past[1:order]]
-                x = along(start, _mean(past[0], known, places[n]), ladder[n - 1], ladder[n])
+                corrected = _mean(past[0], [(places[n], clean), *past[1:order]], places[n])
+                x = along(start, corrected, ladder[n - 1], ladder[n])
             past = [(places[n], clean), *past][: self.order] if math.isfinite(places[n]) else []
-            order = min(len(past), len(times) - 1 - n)
-            ahead = _mean(past[0], past[1:order], places[n + 1]) if order > 1 else clean
+            order = min(len(past), len(times) - 1 - n) if places[-1] == math.inf else len(past)
+            known = past[1:order] if math.isfinite(places[n + 1]) else []
+            ahead = _mean(past[0], known, places[n + 1]) if known else clean
             start, x = x, along(x, ahead, ladder[n], ladder[n + 1])
         return x
 
@@ -72,7 +75,8 @@ def _mean(
     return mean
 
 
-def _weights(places: tuple[float, ...], h: float) -> list[float]:
+@functools.lru_cache(maxsize=4096)
+def _weights(places: tuple[float, ...], h: float) -> tuple[float, ...]:
     """Of answers at `places`: with them, the powers of lambda / h have the means that they have over a step.
 
     One power alone is given the mean 1/2 instead, as the authors have it.
@@ -83,4 +87,4 @@ def _weights(places: tuple[float, ...], h: float) -> list[float]:
     else:
         density = _WEIGHTS * np.exp(h * (_PLACES - (h > 0)))
         means = _PLACES ** powers[:, None] @ density / density.sum()
-    return np.linalg.solve((np.array(places) / h) ** powers[:, None], means).tolist()
+    return tuple(np.linalg.solve((np.array(places) / h) ** powers[:, None], means).tolist())

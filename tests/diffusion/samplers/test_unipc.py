@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from diffusion.preconditioning import FlowVelocity, Velocity
 from diffusion.samplers.euler import Euler
 from diffusion.samplers.spacing import Karras
 from diffusion.samplers.unipc import UniPC, _weights
-from tests.diffusion.exact import gaussian
+from tests.diffusion.exact import correlated, gaussian
 from tests.diffusion.samplers.oracle import NOTHING, start, theirs, timeless
 
 
@@ -71,3 +72,14 @@ def test_from_pure_noise_to_clean():
 def test_orders_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="order is 4"):
         UniPC(steps=2, order=4)
+
+
+def test_no_order_is_lost_at_an_end_that_is_not_clean():
+    """From the middle of the path to its middle, up and down: 3 with the correction, 2 if the last step's
+    were 1."""
+    exact = correlated()
+    for t, s in ((0.2, 0.8), (0.8, 0.2)):
+        given = exact.flow(exact.sample(32), 0.0, t)
+        truth, ladders = exact.flow(given, t, s), (np.linspace(t, s, n).tolist() for n in (11, 41))
+        few, many = (UniPC(steps=1).solve(exact, given, times, NOTHING) - truth for times in ladders)
+        assert math.log(few.norm() / many.norm()) / math.log(4) > 2.6
