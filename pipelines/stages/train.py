@@ -69,6 +69,9 @@ class Train(Stage):
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; its weights stay float32."""
+    tokens: float = added(1.0)
+    """Share of a transformer's tokens that its middle blocks see until the cooldown; the others pass by
+    (Krause et al., 2025, "TREAD"), which is faster, and better for the time."""
     accumulate: int = added(1)
     """Pieces of a worker's share of the batch, of which one at a time is in memory."""
     compile: bool = added(False)
@@ -96,6 +99,10 @@ class Train(Stage):
 
     def __post_init__(self) -> None:
         check_training(self.images_seen, self.batch, self.optimization)
+        if not 0 < self.tokens <= 1:
+            raise ValueError(f"tokens is {self.tokens}; it is a share, above 0 and at most 1.")
+        if self.tokens < 1 and not isinstance(self.network, DiTConfig):
+            raise ValueError("`tokens` are a transformer's: set `network: {kind: dit}`, or leave them out.")
         if not 1 <= self.accumulate <= self.batch:
             raise ValueError(f"accumulate is {self.accumulate}; it must be 1 to the batch of {self.batch}.")
         if self.ema_width is not None and not self.optimization.ema_others:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from diffusion import randomness
 from diffusion.conditioning import Conditioning
+from diffusion.config import DiTConfig
 from diffusion.denoiser import Denoiser
 from diffusion.latents import LatentStatistics, Moments
 from diffusion.losses import flow_matching, regression
+from diffusion.networks.routing import kept_tokens
 from diffusion.upscaling import Upscaling, low_latents, residual_scale, shrink
 from pipelines import pictures, sampling
 from pipelines.arrays import from_npy
@@ -168,7 +170,18 @@ class DenoiserTask:
         share = self._share(self.samples, seed, positions, indices, batch=self.stage.batch)
         no_text = randomness.uniform(seed, positions, "drop text") < self.stage.drop_text
         no_label = randomness.uniform(seed, positions, "drop label") < self.stage.drop_label
-        return replace(share, conditioning=share.conditioning.drop(text=no_text, label=no_label))
+        conditioning = share.conditioning.drop(text=no_text, label=no_label)
+        return replace(share, conditioning=replace(conditioning, route=self._route(positions)))
+
+    def _route(self, positions: np.ndarray) -> Tensor | None:
+        """Tokens that the middle blocks see; all of them (None) in the cooldown, as in use."""
+        stage, network = self.stage, self.stage.network
+        start = positions[0] // stage.batch * stage.batch
+        if stage.tokens == 1 or start > stage.images_seen - stage.optimization.cooldown:
+            return None
+        assert isinstance(network, DiTConfig)
+        count = (self.shape[1] // network.patch) * (self.shape[2] // network.patch)
+        return kept_tokens(stage.seed, positions, count, stage.tokens)
 
     def losses(self, module: nn.Module, share: LatentShare) -> Tensor:
         latents, conditioning = share.latents, share.conditioning

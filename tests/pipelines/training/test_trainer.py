@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -188,6 +189,24 @@ def test_shorter_does_not_start_beyond_its_end(inputs: dict[str, Any], tmp_path:
     )
 
     assert weights(after) == weights(alone)
+
+
+def test_routed_tokens_are_all_there_in_the_cooldown(
+    inputs: dict[str, Any], unbroken: SnapshotFolder, tmp_path: Path
+) -> None:
+    """Longer continues shorter here too, and a task's shares say which tokens pass by until then."""
+    short = tiny.train(images_seen=48, optimization=COOLED, tokens=0.5)
+    tiny.run(short, tiny.session(tmp_path, inputs, output="short"))
+    session = tiny.session(tmp_path, inputs, output="long", lease=2)
+    long = tiny.run(tiny.train(optimization=COOLED, tokens=0.5), session)
+    assert notes(session) == ["Continues from 24 images."]
+    alone = tiny.run(tiny.train(optimization=COOLED, tokens=0.5), tiny.session(tmp_path / "alone", inputs))
+    assert weights(long) == weights(alone)
+    assert weights(long) != weights(unbroken)
+
+    task = short.task(inputs, torch.device("cpu"), 1)
+    routes = [task.share(np.arange(n, n + 8), np.arange(8)).conditioning.route for n in range(0, 48, 8)]
+    assert [None if r is None else tuple(r.shape) for r in routes] == [(8, 2)] * 3 + [None] * 3
 
 
 def test_looking_changes_nothing(inputs: dict[str, Any], unbroken: SnapshotFolder, tmp_path: Path) -> None:
