@@ -9,6 +9,9 @@ denoiser gives and the covariance that its derivative gives by Tweedie's second 
 (Finzi et al., 2023, "User-defined event sampling"; Boys et al., 2023, "Tweedie moment projected diffusions";
 Rozet et al., 2024, "Moment matching posterior sampling"). It is exact where the data are Gaussian. C is never
 written out: its products are vector-Jacobian products, and the system is solved by conjugate gradients.
+
+The derivative of a network is a covariance only by and large: of a DiT that draws emoji well, at u = 0.8 the
+eigenvalues went from -1.1 to 5, and half of it was not even symmetric. Undamped, latents explode.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from diffusion.operators import Operator
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """E[x | x_t, y] for y = A x + noise n: wraps a denoiser (or guidance around one), and is one.
+    """E[x | x_t, y] for y = A x + noise n: wraps a denoiser, and is one.
 
     It costs one call and `steps` backward passes, never more or fewer, and waits for no device: a row that is
-    solved, or in whose direction the derivative of a network is no covariance (v^T C v <= 0), stands still.
-    Its answers carry no gradient.
+    solved, or in whose direction there is no covariance (v^T C v <= 0), stands still. Its answers carry no
+    gradient. Guidance goes around it, not inside, where it would multiply the derivative's errors: a batch
+    may be that of `measured` several times over.
     """
 
     denoiser: AnyDenoiser
@@ -40,9 +44,12 @@ class Measured:
     """y, one a row, in whitened latents; of a `Mask`, what it gives of an image: 0 where nothing is known."""
     noise: float = 0.0
     """Standard deviation of the measurement's noise."""
-    steps: int = 5
+    steps: int = 3
     """Of conjugate gradients. As many as there are different eigenvalues of A C A^T solve the system; fewer
-    leave alone what the posterior holds for unlikely."""
+    leave alone what the posterior holds for unlikely. One is cheap, and agrees to a few hundredths."""
+    damping: float = 0.25
+    """Added to d x̂ / d x_t, and so a multiple of the identity to C: what is unknown then moves less, and what
+    is known still comes out. 0 is exact on Gaussians; networks need 0.1 to 0.5."""
     last: float = 0.99
     """The place u that is asked instead of those nearer to pure noise. There C is the covariance of the data,
     and the derivative, alpha / sigma^2 of it, tells nothing: at this place it is short of C by about
@@ -65,10 +72,18 @@ class Measured:
         total = sigma**2 + alpha * self.noise**2
 
         def covariance(v: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-            return sigma**2 / total * torch.autograd.grad(clean, x_t, v, retain_graph=True)[0]
+            (product,) = torch.autograd.grad(clean, x_t, v, retain_graph=True)
+            return sigma**2 / total * (product + self.damping * v)
+
+        def apply(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+            return torch.cat([self.operator.apply(part) for part in x.split(len(self.measured))])
+
+        def transpose(y: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
+            return torch.cat([self.operator.transpose(part) for part in y.split(len(self.measured))])
 
         answer = clean.detach()
-        residual = self.measured - self.operator.apply(answer)
+        times = len(x_t) // len(self.measured)
+        residual = torch.cat([self.measured] * times) - apply(answer)
         rest = alpha * self.noise**2 / total
         if isinstance(rest, Tensor):
             rest = broadcast(rest.flatten(), residual)
@@ -76,8 +91,8 @@ class Measured:
         solved = torch.finfo(square.dtype).eps ** 2 * square
         direction = residual
         for _ in range(self.steps):
-            moved = covariance(self.operator.transpose(direction))
-            image = self.operator.apply(moved) + rest * direction
+            moved = covariance(transpose(direction))
+            image = apply(moved) + rest * direction
             curvature = _dot(direction, image)
             going = (curvature > 0) & (square > solved)
             step = torch.where(going, square / curvature, 0)

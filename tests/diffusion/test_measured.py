@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from diffusion.samplers.heun import Heun
 from diffusion.samplers.sampler import Sampler
 from tests.diffusion.exact import SCHEDULES, ExactGaussian, correlated, two_classes
 
+Exactly = functools.partial(Measured, damping=0.0, steps=4)
 KNOWN = torch.tensor([True, False, False, True, False, True]).reshape(1, 1, 2, 3)
 MATRIX = torch.randn(3, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -40,7 +42,7 @@ def test_exact_on_a_gaussian(schedule: Schedule, t: float, noise: float):
     alpha, sigma = schedule.at(t)
     x_t = alpha * exact.sample(4) + sigma * torch.randn(4, 1, 2, 3, dtype=torch.float64)
     measured = torch.randn(4, 3, dtype=torch.float64)
-    wrapped = Measured(exact, Matrix(MATRIX, (1, 2, 3)), measured, noise, last=0.9999)
+    wrapped = Exactly(exact, Matrix(MATRIX, (1, 2, 3)), measured, noise, last=0.9999)
     with torch.no_grad():
         answer = wrapped(x_t, t, Conditioning())
     assert not answer.requires_grad
@@ -56,7 +58,7 @@ def test_at_pure_noise_it_is_the_posterior_of_the_data():
 
     def error(last: float) -> float:
         operator = Matrix(MATRIX, (1, 2, 3))
-        answer = Measured(exact, operator, measured.expand(64, 3), 0.1, last=last)(z, 1.0, Conditioning())
+        answer = Exactly(exact, operator, measured.expand(64, 3), 0.1, last=last)(z, 1.0, Conditioning())
         return float((answer.flatten(1) - mean).square().mean().sqrt())
 
     assert error(0.99) < 0.01
@@ -69,7 +71,7 @@ def test_single_precision_stands_the_ends_of_the_path(t: float, noise: float):
     exact = correlated()
     single = ExactGaussian(exact.mean.float(), exact.covariance.float())
     clean = single.sample(16)
-    wrapped = Measured(single, Mask(KNOWN), torch.where(KNOWN, clean, 0), noise)
+    wrapped = Exactly(single, Mask(KNOWN), torch.where(KNOWN, clean, 0), noise)
     x_t = RectifiedFlow().perturb(clean, torch.randn_like(clean), t)
     answer = wrapped(x_t, t, Conditioning())
     off = torch.where(KNOWN, answer - clean, 0).abs().max()
@@ -84,7 +86,7 @@ def inpainted(sampler: Sampler, noise: Tensor) -> Tensor:
     measured = torch.zeros(len(noise), 1, 2, 3, dtype=torch.float64).masked_scatter(
         KNOWN, SEEN.expand(len(noise), 3)
     )
-    return sampler(Measured(correlated(), Mask(KNOWN), measured, 0.2), noise, Conditioning()).flatten(1)
+    return sampler(Exactly(correlated(), Mask(KNOWN), measured, 0.2), noise, Conditioning()).flatten(1)
 
 
 def truth() -> tuple[Tensor, Tensor]:
@@ -164,16 +166,51 @@ def test_rows_without_anything_to_solve_keep_their_answer():
     x_t = torch.randn(1, 1, 2, 3, dtype=torch.float64)
     agrees = Measured(Function(lambda x: x), Mask(KNOWN), torch.where(KNOWN, x_t, 0))
     assert agrees(x_t, 0.5, Conditioning()).equal(x_t)
-    negative = Measured(Function(lambda x: -x), Mask(KNOWN), torch.where(KNOWN, x_t, 0))
+    negative = Exactly(Function(lambda x: -x), Mask(KNOWN), torch.where(KNOWN, x_t, 0))
     assert negative(x_t, 0.5, Conditioning()).equal(-x_t)
 
 
-def test_it_wraps_guidance_too():
-    """Halfway between a class and all: a covariance still, so that what is measured exactly comes out."""
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_damping_adds_to_the_covariance(noise: float):
+    """C + damping sigma^2 / alpha I; without noise the measurement comes out all the same."""
+    exact, t = correlated(), 0.6
+    x_t, measured = torch.randn(4, 1, 2, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    operator, eye = Matrix(MATRIX, (1, 2, 3)), torch.eye(6, dtype=torch.float64)
+    answer = Measured(exact, operator, measured, noise, steps=6, damping=0.5)(x_t, t, Conditioning())
+    _, covariance = exact.posterior(0.4 / 0.6 * eye, x_t[0].flatten() / 0.6, 1.0)
+    damped = covariance + 0.5 * 0.6**2 / 0.4 * eye
+    for row, clean, y in zip(answer, exact(x_t, t, Conditioning()), measured, strict=True):
+        expected, _ = ExactGaussian(clean, damped).posterior(MATRIX, y, noise)
+        torch.testing.assert_close(row.flatten(), expected, rtol=1e-6, atol=1e-6)
+    if not noise:
+        torch.testing.assert_close(operator.apply(answer), measured)
+
+
+def test_damped_it_stands_a_derivative_that_is_no_covariance():
+    """That of a network is not symmetric, and has negative eigenvalues: as large here as one was seen to."""
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.randn(64, 64, generator=generator, dtype=torch.float64) / 64
+    x_t = torch.randn(32, 1, 8, 8, generator=generator, dtype=torch.float64)
+    known = torch.rand(1, 1, 8, 8, generator=generator) < 0.5
+
+    network = Function(lambda x: (x.flatten(1) @ wrong).reshape(x.shape))
+    measured = torch.where(known, x_t, 0)
+
+    def moved(damping: float) -> float:
+        wrapped = Measured(network, Mask(known), measured, damping=damping, steps=8)
+        return float((wrapped(x_t, 0.8, Conditioning()) - network.answer(x_t)).square().mean().sqrt())
+
+    assert moved(0.0) > 3
+    assert moved(0.25) < 1
+
+
+def test_guidance_goes_around_it_and_keeps_what_is_known():
     exact = two_classes()
-    x_t, measured = torch.randn(4, 2, 1, 1, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
-    first = Matrix(torch.tensor([[1.0, 0.0]], dtype=torch.float64), (2, 1, 1))
-    guided = ClassifierFree(exact, 0.5)
-    answer = Measured(guided, first, measured)(x_t, 0.4, exact.conditioning(1, 4))
-    torch.testing.assert_close(answer[:, 0, 0], measured)
-    assert not torch.allclose(answer, Measured(exact, first, measured)(x_t, 0.4, exact.conditioning(1, 4)))
+    x_t, measured = torch.randn(4, 2, 1, 1, dtype=torch.float64), torch.randn(4, 2, 1, 1, dtype=torch.float64)
+    known = torch.tensor([True, False]).reshape(1, 2, 1, 1).repeat(4, 1, 1, 1)
+    one, every = exact.conditioning(1, 4), exact.conditioning(2, 4)
+    wrapped = Measured(exact, Mask(known), torch.where(known, measured, 0))
+    guided = ClassifierFree(wrapped, 3.0)(x_t, 0.4, one)
+    torch.testing.assert_close(guided[:, 0], measured[:, 0])
+    better, worse = wrapped(x_t, 0.4, one), wrapped(x_t, 0.4, every)
+    torch.testing.assert_close(guided, worse + 3 * (better - worse))
