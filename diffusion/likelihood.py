@@ -45,8 +45,9 @@ def log_likelihood(
 
     The trace is the mean of v^T J v over the probes v, without bias (Hutchinson, 1989); if there are none it
     is exact, with as many backward passes as latents. With `Rademacher` probes, fresh in each evaluation, the
-    errors of the evaluations cancel: one probe leaves 0.16 nats on a mixture in 8 dimensions, where one that
-    is kept all the way, as adaptive solvers need it, leaves 1.5.
+    errors of the evaluations cancel: where one probe that is kept all the way, as adaptive solvers need it,
+    left 1.5 nats on a mixture in 8 dimensions, fresh ones left 0.16, and 1.3 of 13 with a DiT in 576 and 40
+    steps.
 
     The steps lie at u = (n / steps)^2, as the flow is stiff where latents are nearly clean: on mixtures with
     deviations down to 0.005, 160 of them came within 0.01 nats and 80 within 0.04, closer than even,
