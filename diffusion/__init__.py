@@ -12,7 +12,7 @@ _MODULES = {
     "config": (
         "AutoencoderConfig DDIMConfig DDPMConfig DPMConfig DiTConfig EulerConfig GuidanceConfig HeunConfig "
         "IdentityAutoencoderConfig KLAutoencoderConfig LogitNormalConfig NetworkConfig OptimizationConfig "
-        "PredictorCorrectorConfig SamplerConfig TimesConfig UniPCConfig UniformConfig"
+        "PredictorCorrectorConfig SamplerConfig TimesConfig UNetConfig UniPCConfig UniformConfig"
     ),
     "noise": "RectifiedFlow Schedule VarianceExploding VariancePreserving",
     "times": "LogNormal LogitNormal Times Uniform",
@@ -47,6 +47,9 @@ _MODULES = {
     "likelihood": "Rademacher bits_per_dimension dequantised log_likelihood",
     "anomaly": "GaussianFit MeanDeviation denoising_errors score_norms",
     "networks.dit": "DiT",
+    "networks.unet": "UNet",
+    "networks.flops": "flops",
+    "networks.routing": "kept_tokens",
     "autoencoders.autoencoder": "Autoencoder",
     "autoencoders.identity": "IdentityAutoencoder",
     "autoencoders.kl": "KLAutoencoder",
