@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from diffusion.config.later import later
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,12 +45,6 @@ class LogitNormalConfig:
         return LogitNormal(mean=self.mean, std=self.std, shift=self.shift)
 
 
-def _later(default: Any) -> Any:
-    """A field that came later: at its default, what records a configuration may leave it out, so that
-    digests of older records stand."""
-    return field(default=default, metadata={"added": default})
-
-
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
     """AdamW, or Muon for the matrices; a learning rate that warms up, stays or decays, and cools down."""
@@ -57,25 +53,25 @@ class OptimizationConfig:
     """Learning rate between warm-up and cooldown."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
-    decayed: Literal["all", "matrices"] = _later("all")
+    decayed: Literal["all", "matrices"] = later("all")
     """Which parameters the weight decay is for: `matrices` spares biases, gains and other vectors."""
-    matrices: Literal["adamw", "muon"] = _later("adamw")
+    matrices: Literal["adamw", "muon"] = later("adamw")
     """The optimizer of the linear and convolution layers inside the blocks (`hidden_matrices`)."""
-    matrix_lr: float | None = _later(None)
+    matrix_lr: float | None = later(None)
     """Learning rate of `muon`; `lr` if None: its updates are as large as AdamW's."""
     clip: float | None = 1.0
     """Largest norm of a gradient; None does not limit it."""
     warmup: int = 5_000
     """Images until the learning rate is reached."""
-    inverse_sqrt_after: int | None = _later(None)
+    inverse_sqrt_after: int | None = later(None)
     """Images after which the learning rate falls as 1 / sqrt(images_seen); it stays if None."""
     cooldown: int = 0
     """Images before the end over which it falls to 0."""
-    cooldown_shape: Literal["linear", "cosine"] = _later("linear")
+    cooldown_shape: Literal["linear", "cosine"] = later("linear")
     """`cosine` over the whole training (`cooldown` as long as that) is the usual cosine schedule."""
     ema: float = 0.1
     """Width of the average over weights, relative to the length of the training so far."""
-    ema_others: tuple[float, ...] = _later(())
+    ema_others: tuple[float, ...] = later(())
     """Widths of further averages, kept to make others from (`diffusion.ema.reconstruction`)."""
 
     def __post_init__(self) -> None:
