@@ -10,7 +10,18 @@ from dataclasses import replace
 
 from tests.benchmarks.results import Result, record
 
-MODULES = ("startup", "plan", "ratios", "quickstart", "upscale", "verdict", "cluster")
+MODULES = (
+    "startup",
+    "core",
+    "techniques",
+    "plan",
+    "ratios",
+    "quickstart",
+    "upscale",
+    "detection",
+    "verdict",
+    "cluster",
+)
 
 
 def benchmarks() -> dict[str, Callable[[], Iterable[Result]]]:

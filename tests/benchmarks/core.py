@@ -121,13 +121,13 @@ def bench_core_sampler() -> Iterator[Result]:
 def bench_gpu() -> Iterator[Result]:
     """B/2 and XL/2 on 32 x 32 x 4 latents, bf16 and compiled, beside the GPU's own matrix products."""
     import torch
-    from diffusion.networks.flops import flops
 
     from diffusion.compilation import compile_blocks
     from diffusion.conditioning import Conditioning
     from diffusion.config import DiTConfig, DPMConfig, OptimizationConfig
     from diffusion.denoiser import Denoiser
     from diffusion.losses import flow_matching
+    from diffusion.networks.flops import flops
     from diffusion.training import TrainingState, fit
 
     if not torch.cuda.is_available():

@@ -97,16 +97,15 @@ def _run(job: tuple[str, str, int]) -> dict[str, Any]:
 
 def _ours(arm: str, seed: int) -> tuple[Any, int]:
 
-    from diffusion.networks.flops import flops
-
     from diffusion import randomness
     from diffusion.alignment import Aligned, alignment
     from diffusion.conditioning import Conditioning
     from diffusion.config import DiTConfig, LogitNormalConfig, OptimizationConfig
     from diffusion.denoiser import Denoiser
-    from diffusion.samplers.dpm import DPM
     from diffusion.losses import MinSNR, denoising, flow_matching
+    from diffusion.networks.flops import flops
     from diffusion.networks.routing import kept_tokens
+    from diffusion.samplers.dpm import DPM
     from diffusion.training import TrainingState, fit
 
     config = DiTConfig(width=WIDTH, depth=DEPTH, heads=HEADS, patch=PATCH)
