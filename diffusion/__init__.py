@@ -21,6 +21,7 @@ _MODULES = {
     "denoiser": "AnyDenoiser Denoiser On",
     "guidance": "Autoguidance ClassifierFree Guidance",
     "latents": "LatentStatistics LatentSums Moments",
+    "alignment": "Aligned",
     "losses": "MinSNR Output Weighting denoising flow_matching",
     "ema": "EMA Profile combined reconstruction",
     "optimizers": "Muon",
