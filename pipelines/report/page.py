@@ -116,7 +116,8 @@ def _pictures(run: RunView) -> str:
         if stage.kind == "evaluate":
             continue
         if stage.sheets:
-            parts.append(figure(f"{stage.name}: the first images, none of them picked", *stage.sheets))
+            which = "the strangest first, red where" if stage.kind == "detect" else "the first images"
+            parts.append(figure(f"{stage.name}: {which}, none of them picked", *stage.sheets))
         for name, frames in stage.pictures.items():
             title = f"{stage.name}: {name.replace('_', ' ')}"
             parts.append(

@@ -192,9 +192,9 @@ class Detect(ShardStage):
         table = {
             "title": "Strange images",
             "says": (
-                f"{counts['anomalous']:,} images of {' and '.join(self.anomalous)}, which the model has "
-                f"never seen, among {counts['normal']:,} others. AUROC: how often the stranger of a pair has "
-                "the higher score; .5 is chance."
+                f"{counts['anomalous']:,} images of {' and '.join(self.anomalous)} among "
+                f"{counts['normal']:,} others. AUROC: how often the stranger of a pair has the higher score; "
+                ".5 is chance."
             ),
             "columns": ["score", "AUROC (95 %)", "what it is"],
             "rows": [
