@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipelines.models import SnapshotFolder
 
 MaskName = Literal["masks", "center", "left", "right", "top", "bottom"]
-DARK = 128
+BRIGHT = 128
 """Of a mask image: what is at least as bright is to be filled in."""
 STRETCHES = 10
 """Into which inpainting cuts its way."""
@@ -168,7 +168,7 @@ class Editor:
             Picture(
                 index=n,
                 image=np.asarray(image.convert("RGB")),
-                mask=np.asarray(masks[n].convert("L")) >= DARK if masks else None,
+                mask=np.asarray(masks[n].convert("L")) >= BRIGHT if masks else None,
                 text=self.text(prompt) if prompts and (prompt := prompts[n]) is not None else None,
             )
             for n, image in enumerate(images)

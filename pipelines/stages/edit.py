@@ -151,13 +151,13 @@ class Edit(ShardStage):
 
     def _picture(self, editor: Editor, inputs: Inputs, row: Row, record: Record) -> Picture:
         from pipelines.arrays import pixels
-        from pipelines.editing import DARK, Picture
+        from pipelines.editing import BRIGHT, Picture
         from pipelines.prompts import formatted
         from pipelines.stages.upscale import place
 
         mask = prompt = label = None
         if "mask" in row.data:
-            mask = pixels(inputs["masks"].read_member(*row.data["mask"], "image")).max(axis=2) >= DARK
+            mask = pixels(inputs["masks"].read_member(*row.data["mask"], "image")).max(axis=2) >= BRIGHT
         if editor.model.text_width is not None:
             template = inputs["model"].record.get("caption")
             said = json.loads(record.members["json"]).get("text") if "json" in record.members else None

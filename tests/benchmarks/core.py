@@ -6,6 +6,7 @@ Needs no Ray. `make bench only=core` runs all of it; on a machine with a GPU `on
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -131,12 +132,13 @@ def bench_gpu() -> Iterator[Result]:
     from diffusion.training import TrainingState, fit
 
     if not torch.cuda.is_available():
-        raise RuntimeError("this machine has no GPU.")
+        print("  gpu: this machine has none, nothing is measured", flush=True)
+        return
     torch.set_float32_matmul_precision("high")
     ceiling = _matmul_ceiling()
     yield Result(name="core/gpu_matmul_bf16", value=ceiling, unit="TFLOP/s", better="higher")
     for name, batch in (("B/2", 256), ("XL/2", 128)):
-        config = DiTConfig.named(name, norm="rms")
+        config = dataclasses.replace(DiTConfig.named(name), norm="rms")
         work = flops(config, channels=4, size=32, classes=1000)
         label = torch.randint(0, 1000, (batch,), device="cuda")
         conditioning = Conditioning(label=label, classes=1000)

@@ -54,7 +54,10 @@ def hardware() -> str:
         ]
         model = " ".join(names[0].split()) if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {gpu}"
 
 
 def record(result: Result) -> None:
