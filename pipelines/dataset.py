@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.storage import LocalStorage, Storage
 from pipelines.shards import ShardError, ShardIndex, ShardInfo, canonical, read_index, verify_shard
+from pipelines.stage import DROPPED
 from pipelines.tar import Span
 
 MANIFEST = "manifest.json"
@@ -204,18 +205,23 @@ def describe(shards: Sequence[ShardInfo], **fields: Any) -> dict[str, Any]:
         for reason, count in shard.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
         split = splits.setdefault(shard.split, {"shards": 0, "samples": 0, "rejected": 0})
-        for name, value in (("shards", 1), ("samples", shard.samples), ("rejected", shard.rejected)):
+        gone = shard.reasons.get(DROPPED, 0)
+        for name, value in (("shards", 1), ("samples", shard.samples), ("rejected", shard.rejected - gone)):
             split[name] += value
-    inputs, rejected = sum(shard.samples for shard in shards), sum(shard.rejected for shard in shards)
+        if gone:
+            split[DROPPED] = split.get(DROPPED, 0) + gone
+    inputs, lacking = sum(shard.samples for shard in shards), sum(shard.rejected for shard in shards)
+    dropped = reasons.pop(DROPPED, 0)
     manifest = {
         **fields,
         "columns": dict(sorted(columns.items())),
         "splits": dict(sorted(splits.items())),
         "counts": {
             "inputs": inputs,
-            "committed": inputs - rejected,
-            "rejected": rejected,
+            "committed": inputs - lacking,
+            "rejected": lacking - dropped,
             "reasons": dict(sorted(reasons.items())),
+            **({DROPPED: dropped} if dropped else {}),
         },
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }

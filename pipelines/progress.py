@@ -280,10 +280,11 @@ def speed(row: StageRow, now: float) -> str:
 
 
 def conservation(event: Event) -> str:
-    """inputs = committed + rejected (by reason)."""
+    """inputs = committed + rejected (by reason), and + dropped where a filter did."""
     reasons = ", ".join(f"{number(n)} {reason}" for reason, n in sorted((event.get("reasons") or {}).items()))
     rejected = f"{number(event['rejected'])} rejected" + (f" ({reasons})" if reasons else "")
-    return f"{number(event['inputs'])} inputs = {number(event['committed'])} committed + {rejected}"
+    dropped = f" + {number(event['dropped'])} dropped" if event.get("dropped") else ""
+    return f"{number(event['inputs'])} inputs = {number(event['committed'])} committed + {rejected}{dropped}"
 
 
 def number(value: float | None) -> str:

@@ -37,6 +37,7 @@ class ShardInfo:
     samples: int
     """Rows, the rejected among them."""
     rejected: int
+    """Rows without a sample, those that were dropped among them."""
     bytes: int
     """Of the tar."""
     sha256: str

@@ -36,6 +36,13 @@ class Input:
     """Columns of a dataset that it reads; only they enter its fingerprint. `image` is jpg, png or webp."""
 
 
+KEEP = "keep"
+"""The column that kept rows alone have. An input that reads nothing else says which rows a stage makes, and
+not what comes out of them: it enters the fingerprint, and no sample's work."""
+DROPPED = "dropped"
+"""Reason of a row that is not kept. It is no reject: it counts apart, and never against `max_rejects`."""
+
+
 def execution(default: Any) -> Any:
     """A field that decides how fast a stage runs, never what comes out: not in the fingerprint."""
     if dataclasses.is_dataclass(default):
@@ -163,6 +170,11 @@ class _Stage(ABC):
         }
 
     @classmethod
+    def keeps(cls) -> frozenset[str]:
+        """Inputs that only say which rows are kept."""
+        return frozenset(name for name, mark in cls.inputs().items() if mark.columns == (KEEP,))
+
+    @classmethod
     def mark_of(cls, name: str) -> Input:
         """The mark of `field`, or of the field behind `field.0`."""
         return cls.inputs()[name.partition(".")[0]]
@@ -224,9 +236,10 @@ class ShardStage(_Stage):
         columns = {
             n: self.columns(n)
             for n, i in self.inputs().items()
-            if i.kind == "dataset" and inputs[n] is not None
+            if i.kind == "dataset" and inputs.get(n) is not None
         }
         index = {n: inputs[n].index(shard.name) for n in columns}
+        keeps = self.keeps()
         first = index[self.primary]
         for name, other in index.items():
             if other.keys != first.keys:
@@ -236,9 +249,10 @@ class ShardStage(_Stage):
         rows = []
         for n, key in enumerate(first.keys):
             reject = next((i.reasons[n] for i in index.values() if i.reasons[n]), None)
-            reads = (
-                () if reject else tuple(d for name, c in columns.items() for d in index[name].digests(n, c))
-            )
+            if not reject and any(index[name].member(n, KEEP) is None for name in keeps if name in index):
+                reject = DROPPED
+            read = () if reject else tuple(name for name in columns if name not in keeps)
+            reads = tuple(d for name in read for d in index[name].digests(n, columns[name]))
             rows.append(Row(key=key, reads=reads, reject=reject))
         return rows
 

@@ -72,12 +72,14 @@ def _stage_row(stage: StageView) -> str:
     extra = ""
     if stage.error:
         extra = f'<span class="extra bad">{escape(stage.error)}</span>'
-    elif stage.counts.get("rejected"):
+    elif stage.counts.get("rejected") or stage.counts.get("dropped"):
         reasons = ", ".join(
             f"{n:,} {escape(reason)}" for reason, n in (stage.counts.get("reasons") or {}).items()
         )
-        rejected = f"{stage.counts['rejected']:,} of {stage.counts.get('inputs', 0):,} rejected"
-        extra = f'<span class="extra">{rejected}{": " + reasons if reasons else ""}</span>'
+        rejected = f"{stage.counts.get('rejected', 0):,} of {stage.counts.get('inputs', 0):,} rejected"
+        rejected += f": {reasons}" if reasons else ""
+        dropped = f", {stage.counts['dropped']:,} dropped" if stage.counts.get("dropped") else ""
+        extra = f'<span class="extra">{rejected}{dropped}</span>'
     elif stage.notes and stage.state == "running":
         extra = f'<span class="extra">{escape(stage.notes[-1])}</span>'
     what = stage.summary or (stage.kind if stage.kind != stage.name else "")

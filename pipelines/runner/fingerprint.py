@@ -57,11 +57,11 @@ def work_of(stage: ShardStage, inputs: Inputs) -> str:
     """What decides every sample of a stage alike; with `Row.reads` it makes the work key.
 
     Datasets enter by the bytes that a row reads, so that ten more images leave the work of the others as it
-    was; snapshots enter whole.
+    was; snapshots enter whole. What is kept is left out: a row's sample is the same whoever else is dropped.
     """
     marks = stage.inputs()
     whole = _digests(stage, inputs, kinds=("snapshot", "report"))
-    present = sorted(n for n in marks if inputs.get(n) not in (None, ()))
+    present = sorted(n for n in marks if inputs.get(n) not in (None, ()) and n not in stage.keeps())
     return digest(["work", stage.name(), stage.version, stage.work(), whole, present])
 
 

@@ -17,7 +17,7 @@ from pipelines.runner.plan import PlannedStage
 from pipelines.runner.record import header
 from pipelines.runner.reuse import Earlier, announce, siblings
 from pipelines.shards import ShardError, ShardIndex, ShardInfo, read_index, write_shard
-from pipelines.stage import Row, Sample, ShardPlan, ShardStage
+from pipelines.stage import DROPPED, Row, Sample, ShardPlan, ShardStage
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -163,6 +163,7 @@ class Tally:
         for info in self.infos:
             for reason, count in info.reasons.items():
                 reasons[reason] = reasons.get(reason, 0) + count
+        reasons.pop(DROPPED, None)
         return reasons
 
     def tell(self) -> None:

@@ -13,7 +13,7 @@ from pipelines.arrays import from_npy, to_npy
 from pipelines.embedders import ImageEmbedder, ImageEmbedderConfig, MiniLM, TextEmbedderConfig, caption_digest
 from pipelines.embedders.embedding import batches
 from pipelines.shards import canonical
-from pipelines.stage import Input, Inputs, Row, Sample, ShardPlan, ShardStage
+from pipelines.stage import KEEP, Input, Inputs, Row, Sample, ShardPlan, ShardStage, added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class Embed(ShardStage):
     captions: Annotated[str, Input("dataset", ("captions.json",))]
     images: Annotated[str | None, Input("dataset", ("image",))] = None
     """Needed where `image` names an encoder."""
+    keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """A filter or deduplicate stage: only samples that it keeps are embedded."""
     text: TextEmbedderConfig = MiniLM()
     image: ImageEmbedderConfig | None = None
     micro_batch: int = 16

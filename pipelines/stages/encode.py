@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pipelines.arrays import from_npy, pixels, to_npy
-from pipelines.stage import Input, Inputs, Row, Sample, ShardPlan, ShardStage
+from pipelines.stage import KEEP, Input, Inputs, Row, Sample, ShardPlan, ShardStage, added
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,8 @@ class Encode(ShardStage):
 
     images: Annotated[str, Input("dataset", ("image",))]
     autoencoder: Annotated[str, Input("snapshot")]
+    keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """A filter or deduplicate stage: only images that it keeps are encoded."""
     flips: bool = False
     """Encodes each image mirrored left to right as well, into `flipped.moments.npy`."""
     micro_batch: int = 32

@@ -17,7 +17,7 @@ from diffusion.config import (
     SamplerConfig,
     TimesConfig,
 )
-from pipelines.stage import Input, Inputs, Kind, Session, Stage, added, execution, jsonable
+from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
 from pipelines.stages.train_autoencoder import check_training
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Train(Stage):
     """An embed stage."""
     images: Annotated[str | None, Input("dataset", ("cls",))] = None
     """The images' classes."""
+    keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """A filter or deduplicate stage: only samples that it keeps are trained on, and validated with."""
     originals: Annotated[str | None, Input("dataset", ("image",))] = added(None)
     """The images that the latents were made of; an upscaler's small images are shrunk from them at load."""
     low_resolution: LowResolutionConfig | None = added(None)

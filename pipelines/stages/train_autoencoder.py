@@ -12,7 +12,7 @@ from diffusion.config import (
     KLAutoencoderConfig,
     OptimizationConfig,
 )
-from pipelines.stage import Input, Kind, Session, Stage, execution, jsonable
+from pipelines.stage import KEEP, Input, Kind, Session, Stage, added, execution, jsonable
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,8 @@ class TrainAutoencoder(Stage):
     accelerated: ClassVar[bool] = True
 
     images: Annotated[str, Input("dataset", ("image",))]
+    keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """A filter or deduplicate stage: only images that it keeps are trained on, and validated with."""
     autoencoder: AutoencoderConfig = KLAutoencoderConfig()
     """`kind: kl`, or `kind: identity` for pixels as latents, which takes no training."""
     images_seen: int = 40_000
@@ -96,7 +98,7 @@ class TrainAutoencoder(Stage):
             )
             job = Job(
                 training=training,
-                task=functools.partial(self.task, {"images": images}),
+                task=functools.partial(self.task, dict(session.inputs)),
                 output=session.output,
                 checkpoints=session.checkpoints,
                 lease=session.lease,
@@ -112,7 +114,9 @@ class TrainAutoencoder(Stage):
     def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
         from pipelines.training.tasks.autoencoder import AutoencoderTask
 
-        return AutoencoderTask(self, inputs["images"], device=device, workers=workers)
+        return AutoencoderTask(
+            self, inputs["images"], keep=inputs.get("keep"), device=device, workers=workers
+        )
 
     def _untrained(self, session: Session) -> dict[str, Any]:
         import hashlib

@@ -17,6 +17,7 @@ from pipelines import pictures
 from pipelines.arrays import pixels
 from pipelines.dataset import Dataset
 from pipelines.sampling import normalised, to_pixels
+from pipelines.stage import KEEP
 from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
 
 if TYPE_CHECKING:
@@ -55,12 +56,21 @@ class AutoencoderTask:
     3.1)."""
 
     def __init__(
-        self, stage: TrainAutoencoder, images: Dataset, *, device: torch.device, workers: int
+        self,
+        stage: TrainAutoencoder,
+        images: Dataset,
+        *,
+        keep: Dataset | None = None,
+        device: torch.device,
+        workers: int,
     ) -> None:
         self.stage = stage
         self.device = device
-        rows = Rows({"images": images}, split="train", required={"images": "image"})
-        held_out = Rows({"images": images}, split="validation", required={"images": "image"}, optional=True)
+        datasets, required = {"images": images}, {"images": "image"}
+        if keep is not None:
+            datasets, required = {**datasets, KEEP: keep}, {**required, KEEP: KEEP}
+        rows = Rows(datasets, split="train", required=required)
+        held_out = Rows(datasets, split="validation", required=required, optional=True)
         self.length = len(rows)
         budget = memory_budget(share=MEMORY_SHARE, workers=workers)
         self.images = Decoded(

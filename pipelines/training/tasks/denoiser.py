@@ -24,6 +24,7 @@ from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
 from pipelines.prompts import formatted
 from pipelines.sampling import Drawing, LatentModel, normalised
+from pipelines.stage import KEEP
 from pipelines.stream import permutation
 from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
 from pipelines.training.tasks.small_images import SmallImages, SmallShare
@@ -127,9 +128,10 @@ class DenoiserTask:
 
     def __init__(self, stage: Train, inputs: dict[str, Any], *, device: torch.device, workers: int) -> None:
         self.stage, self.device = stage, device
-        names = ("latents", "text", "images", "originals")
-        datasets: dict[str, Dataset] = {n: inputs[n] for n in names if inputs.get(n)}
-        required = {"latents": "moments.npy"} | ({"originals": "image"} if "originals" in datasets else {})
+        names = ("latents", "text", "images", "originals", KEEP)
+        datasets: dict[str, Dataset] = {n: inputs[n] for n in names if inputs.get(n) is not None}
+        columns = {"latents": "moments.npy", "originals": "image", KEEP: KEEP}
+        required = {name: column for name, column in columns.items() if name in datasets}
         train = Rows(datasets, split="train", required=required)
         held_out = Rows(datasets, split="validation", required=required, optional=True)
         self.length = len(train)
