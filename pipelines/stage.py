@@ -226,6 +226,8 @@ class ShardStage(_Stage):
 
     max_rejects: float = execution(0.05)
     """Share of rejected samples above which the stage stops."""
+    retry: str | None = added(None)
+    """Fingerprint of an earlier output whose rejected samples are made once more; the others are copied."""
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
         """The output's shards. Must be cheap: the driver calls it."""

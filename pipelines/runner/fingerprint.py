@@ -59,6 +59,8 @@ def work_of(stage: ShardStage, inputs: Inputs) -> str:
     Datasets enter by the bytes that a row reads, so that ten more images leave the work of the others as it
     was; snapshots enter whole. What is kept is left out: a row's sample is the same whoever else is dropped.
     """
+    if stage.retry is not None:  # which dataset is tried again decides none of its samples
+        stage = dataclasses.replace(stage, retry=None)
     marks = stage.inputs()
     whole = _digests(stage, inputs, kinds=("snapshot", "report"))
     present = sorted(n for n in marks if inputs.get(n) not in (None, ()) and n not in stage.keeps())
