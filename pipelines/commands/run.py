@@ -14,6 +14,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from pipelines.commands.arguments import StorePath, Switch, shown_as
 from pipelines.commands.console import console, program, say_json, store
+from pipelines.commands.retrying import Retry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,8 @@ class Run:
     """Stop after this stage; only those it needs are run."""
     force: Annotated[UseAppendAction[tuple[str, ...]], shown_as("STAGE")] = ()
     """Run this stage though it is finished; may be repeated."""
+    retry_rejects: Switch = False
+    """Make once more what stages have rejected: new datasets, into which all else is copied."""
     executor: Literal["ray", "inline"] = "ray"
     """On Ray (RAY_ADDRESS, else started on this machine), or within this process."""
     store: StorePath = None
@@ -66,7 +69,12 @@ class Run:
         place = store(self.store)
         planned = plan(recipe, place, until=self.until, force=self.force)
         screen, command = console(), self._command(flags)
+        retry = Retry.of(recipe, place, planned) if self.retry_rejects else None
+        if retry is not None:
+            planned = plan(recipe, place, until=self.until, force=self.force)
         if not self.json:
+            for line in retry.announced() if retry else ():
+                screen.print(line, markup=False, soft_wrap=True)
             _introduce(screen, planned, place)
         if not planned.done:
             from pipelines.pipeline import StageError
@@ -81,8 +89,11 @@ class Run:
             if not self.json:
                 _show_drawn(screen, planned)
         if self.json:
-            say_json(_summary(planned, place))
+            said = {"retried": retry.found(planned)} if retry else {}
+            say_json(_summary(planned, place) | said)
         else:
+            for line in retry.concluded(planned) if retry else ():
+                screen.print(line, markup=False, soft_wrap=True)
             _conclude(screen, planned, place, command, self.recipe)
         return 0
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from cluster.storage import Storage
 from pipelines.runner.artifacts import Source, finished, locate, opened
 from pipelines.runner.fingerprint import AnyStage, Identity
+from pipelines.runner.retry import latest, retried
 from pipelines.stage import Kind, Stage
 
 State = Literal["done", "run", "after", "missing"]
@@ -107,6 +108,7 @@ class Planner:
         if until is not None:
             needed = _needed(recipe, until)
             self.order = [name for name in self.order if name in needed]
+        self._retried = retried(store, recipe.name)
         self._known: dict[str, PlannedStage] = {}
         self._registered: dict[str, Source] = {}
         self._lock = threading.RLock()
@@ -163,7 +165,7 @@ class Planner:
         if implied := stage.implied(inputs, self.store):
             sources |= implied
             inputs = opened(stage, sources)
-        identity = Identity.of(stage, inputs)
+        stage, identity = latest(stage, inputs, self._retried)
         folder = self.store.folder(stage.name()).folder(identity.fingerprint)
         checkpoints = None
         if isinstance(stage, Stage):
@@ -200,6 +202,8 @@ class Planner:
         if not before:
             return "new"
         changed = changes(before, identity)
+        if changed.startswith("retry ") and ", " not in changed:
+            return f"retries the rejects of {str(identity.meaning['retry'])[:8]}"
         return f"changed: {changed}" if changed else "not finished"
 
 
