@@ -46,6 +46,16 @@ def at_hand(path: str | Path) -> Path:
     return parent.local(name) if parent.exists(name) else _copy(parent.folder(name))
 
 
+def remote(path: str | Path) -> Storage | None:
+    """The folder that a URL names in a bucket; None for any path of this machine's file system."""
+    url = URL.fullmatch(str(path))
+    if not url or url["scheme"] == "file":
+        return None
+    if url["rest"].partition("/")[0] == PLACEHOLDER:
+        raise ValueError(f"{url['scheme']}://{url['rest']}: write your bucket's name for {PLACEHOLDER}.")
+    return Storage.at(f"{url['scheme']}://{url['rest'].rstrip('/')}")
+
+
 def in_package(path: Path) -> str | None:
     """How a file that the project ships is named on every machine; None for any other."""
     resolved = path.resolve()

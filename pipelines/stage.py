@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from cluster.resources import Resources
 
 if typing.TYPE_CHECKING:
+    from cluster.mapping import Executor
     from cluster.storage import Storage
     from pipelines.runner.artifacts import Source
 
@@ -104,6 +105,14 @@ class Artifact(Protocol):
     manifest: dict[str, Any]
 
     def digest(self, columns: Sequence[str] = ()) -> str: ...
+
+
+Tell = Callable[[int, int], None]
+"""How far something is: done, of how many."""
+
+
+class TooMany(ValueError):
+    """What is to be found out before planning takes so long that it is part of the run."""
 
 
 Inputs = Mapping[str, Any]
@@ -198,6 +207,15 @@ class _Stage(ABC):
         """What decides the output, less the inputs, whose digests stand for them; canonical JSON types."""
         skip = set(self.inputs())
         return {name: value for name, value in jsonable(self).items() if name not in skip}
+
+    def prepared(
+        self, store: Storage | None = None, executor: Executor | None = None, tell: Tell | None = None
+    ) -> typing.Self:
+        """The stage with what it must find out before it can be planned, kept in `store`; most need nothing.
+
+        Without an executor, what would take long is left and `TooMany` raised.
+        """
+        return self
 
     def external(self) -> dict[str, str]:
         """Digests of what it reads beside its inputs (source files, weights), computed when planning."""

@@ -141,14 +141,15 @@ class _Estimate:
         if self.done:  # its manifest says; to list a source may take long
             return 0
         try:
-            return len(stage.source.listing().entries)
+            return stage.survey.count
         except MISSING:
             count, path = self.images or ASSUMED, re.sub(r"^(\w+):/+", r"\1://", str(stage.source.path))
             self.assumptions.append(f"{count:,} images at {path}, which cannot be read (--images)")
             return count
 
     def _ingest(self, stage: Any) -> tuple[Size, Cost]:
-        count, side = self._count(stage), stage.size
+        count, sized = self._count(stage), getattr(stage, "buckets", None)
+        side = sized.area if sized else stage.size
         size = Size(samples=count, side=side, image_bytes=rates.PIXEL * side * side)
         looked = rates.LOOK if stage.source.pictures else rates.RAW
         look = 1 / looked + side * side / rates.WRITE

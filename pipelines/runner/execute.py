@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipelines.runner.journal import Journal
 from pipelines.runner.plan import PlannedStage, Planner
 from pipelines.runner.shard_run import run_shards
 from pipelines.runner.stage_run import run_stage
+from pipelines.runner.uses import Uses
 from pipelines.stage import ShardStage
 
 INTERRUPTED = "Interrupted; the same command goes on from here."
@@ -46,6 +47,8 @@ class Run:
     bus: Bus
     patience: float
     journal: Journal | None = None
+    uses: Uses | None = None
+    """Told what is used before it is, so that gc leaves it there."""
     ran: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -98,7 +101,8 @@ class Run:
             ended.put((planned.name, None))
 
     def ready(self) -> list[PlannedStage]:
-        return [stage for stage in self.planner.plan().stages if stage.state == "run"]
+        planned = self.uses.settle(self.planner) if self.uses else self.planner.plan()
+        return [stage for stage in planned.stages if stage.state == "run"]
 
     def footprint(self, planned: PlannedStage) -> tuple[float, float]:
         """CPUs and GPUs of all workers of a stage together."""
@@ -109,13 +113,18 @@ class Run:
         return (asked.cpus or 1) * workers, (asked.gpus or 0) * workers
 
     def one_stage(self, planned: PlannedStage) -> None:
-        name, folder, start = planned.name, planned.folder, time.monotonic()
-        assert folder is not None
-        assert planned.identity is not None
+        name, start = planned.name, time.monotonic()
 
         def emit(event: dict[str, Any]) -> None:
             self.bus({**event, "stage": name})
 
+        if planned.identity is None:
+            planned = self.settle(planned, emit)
+            if planned.state == "done":
+                return
+        folder = planned.folder
+        assert folder is not None
+        assert planned.identity is not None
         forced = name in self.planner.forced
         if self.journal:
             self.journal.remember(name, planned.identity)
@@ -147,6 +156,21 @@ class Run:
         emit({"kind": "stage_end", "state": "done", "error": None, "folder": folder.url,
               "manifest": manifest, "seconds": time.monotonic() - start})  # fmt: skip
         self.report()
+
+    def settle(self, planned: PlannedStage, emit: Callable[[dict[str, Any]], None]) -> PlannedStage:
+        """Finds out what was too much to find out while planning: a large source is read through."""
+        emit({"kind": "note", "text": planned.reason})
+
+        def tell(done: int, of: int) -> None:
+            self.stopped()
+            emit({"kind": "progress", "done": done, "total": of, "unit": "parts"})
+
+        try:
+            return self.planner.settle(planned.name, self.executor, tell)
+        except Exception as error:
+            if self.stop.is_set():
+                raise
+            raise StageError(planned.name, self.explain(planned.name, error)) from error
 
     def stopped(self) -> None:
         if self.stop.is_set():

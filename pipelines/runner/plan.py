@@ -7,13 +7,16 @@ import json
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cluster.storage import Storage
 from pipelines.runner.artifacts import Source, finished, locate, opened
 from pipelines.runner.fingerprint import AnyStage, Identity
 from pipelines.runner.retry import latest, retried
-from pipelines.stage import Kind, Stage
+from pipelines.stage import Kind, Stage, Tell, TooMany
+
+if TYPE_CHECKING:
+    from cluster.mapping import Executor
 
 State = Literal["done", "run", "after", "missing"]
 MISSING = (ValueError, OSError)
@@ -109,6 +112,10 @@ class Planner:
             needed = _needed(recipe, until)
             self.order = [name for name in self.order if name in needed]
         self._retried = retried(store, recipe.name)
+        self.executor: Executor | None = None
+        """Where what must be found out before planning may be run, once there is one."""
+        self.tell: Tell | None = None
+        """Told how far that is."""
         self._known: dict[str, PlannedStage] = {}
         self._registered: dict[str, Source] = {}
         self._lock = threading.RLock()
@@ -131,6 +138,19 @@ class Planner:
                 known = PlannedStage(name=name, stage=stage, state="missing", reason=reason)
             self._known[name] = known
         return known
+
+    def settle(self, name: str, executor: Executor, tell: Tell) -> PlannedStage:
+        """The stage, with all found out that is to be known before it runs, however long that takes."""
+        self.executor, self.tell = executor, tell
+        planned = self._look(name)
+        with self._lock:
+            self._known[name] = planned
+        return planned
+
+    def forget(self) -> None:
+        """Has every stage looked up again."""
+        with self._lock:
+            self._known.clear()
 
     def finish(self, name: str) -> None:
         """Tells that the stage's output is there now."""
@@ -165,7 +185,10 @@ class Planner:
         if implied := stage.implied(inputs, self.store):
             sources |= implied
             inputs = opened(stage, sources)
-        stage, identity = latest(stage, inputs, self._retried)
+        try:
+            stage, identity = latest(stage, inputs, self._retried, self._prepared)
+        except TooMany as error:
+            return PlannedStage(name=name, stage=stage, state="run", reason=str(error), sources=sources)
         folder = self.store.folder(stage.name()).folder(identity.fingerprint)
         checkpoints = None
         if isinstance(stage, Stage):
@@ -185,6 +208,9 @@ class Planner:
             checkpoints=checkpoints,
             sources=sources,
         )
+
+    def _prepared(self, stage: AnyStage) -> AnyStage:
+        return stage.prepared(self.store, self.executor, self.tell)
 
     def _locate(self, reference: str, kind: Kind) -> Source:
         """An alias is looked up once: a run goes on with what it began with, wherever the alias moves."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from cluster.storage import Storage
@@ -39,14 +39,20 @@ def remember(store: Storage, recipe: str, fingerprints: Iterable[str]) -> None:
     store.folder("runs").folder(recipe).replace(RETRIED, json.dumps(known, indent=1).encode())
 
 
-def latest(stage: AnyStage, inputs: Inputs, retried: Collection[str]) -> tuple[AnyStage, Identity]:
-    """The stage as it stands after its retries: it names the last dataset that was retried."""
+def latest(
+    stage: AnyStage,
+    inputs: Inputs,
+    retried: Collection[str],
+    prepared: Callable[[AnyStage], AnyStage] = lambda stage: stage,
+) -> tuple[AnyStage, Identity]:
+    """The prepared stage as it stands after its retries: it names the last dataset that was retried."""
+    stage = prepared(stage)
     identity, seen = Identity.of(stage, inputs), set[str]()
     while (
         isinstance(stage, ShardStage) and identity.fingerprint in retried and identity.fingerprint not in seen
     ):
         seen.add(identity.fingerprint)
-        stage = dataclasses.replace(stage, retry=identity.fingerprint)
+        stage = prepared(dataclasses.replace(stage, retry=identity.fingerprint))
         identity = Identity.of(stage, inputs)
     return stage, identity
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.glob import GlobSource
 from pipelines.sources.idx import IdxSource
-from pipelines.sources.listing import Entry, Listing, Reader
 from pipelines.sources.zip import ZipSource
 
-Source = FolderSource | ZipSource | IdxSource
+Source = FolderSource | ZipSource | GlobSource | IdxSource
 
-__all__ = ["Entry", "FolderSource", "IdxSource", "Listing", "Reader", "Source", "ZipSource"]
+__all__ = ["FolderSource", "GlobSource", "IdxSource", "Source", "ZipSource"]

@@ -5,23 +5,24 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import json
 import struct
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pipelines.places import at_hand
-from pipelines.shards import canonical
-from pipelines.sources.listing import Entry, Listing, Reader
-from pipelines.sources.seen import Seen
+from pipelines.sources.blobs import Blobs
+from pipelines.sources.source import Found, Part, Reader, Source, Where
 
 FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 """Class names of Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017), in the order of their numbers."""
 
+_PART = 5000
+"""Images a part."""
 _FILES = {"train": "train", "test": "t10k"}
 _WAYS = (
     "Fashion-MNIST is in the Debian package dataset-fashion-mnist: `sudo apt-get install"
@@ -32,7 +33,7 @@ _WAYS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdxSource:
+class IdxSource(Source):
     """A folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not."""
 
     pictures: ClassVar[bool] = False
@@ -43,40 +44,40 @@ class IdxSource:
     names: tuple[str, ...] = FASHION
     """Class names in the order of their numbers."""
 
-    def digest(self) -> str:
-        """Of pixels and labels; `ValueError` if a file is missing or is not IDX, with how to get it."""
-        return hashlib.sha256(canonical([*self._splits().values(), self.names])).hexdigest()
-
-    def listing(self) -> Listing:
-        """`ValueError` as for `digest`."""
-        entries = []
-        for split, (labels, digests) in self._splits().items():
-            for n, (label, digest) in enumerate(zip(labels, digests, strict=True)):
-                facts = {"label": self.names[label], "text": self.names[label]}
-                entries.append(
-                    Entry(
-                        name=f"{split}-{n:05d}", where=f"{split}/{n}", digest=digest, facts=facts, split=split
-                    )
-                )
-        return Listing(entries=sorted(entries, key=lambda e: e.name))
-
-    def reader(self) -> Reader:
-        return IdxFiles(at_hand(self.path))
-
-    def _splits(self) -> dict[str, tuple[list[int], list[str]]]:
-        """Split -> labels and digests of its images."""
+    def roots(self) -> list[Part]:
+        """`ValueError` if a file is missing or is not IDX, with how to get it."""
         files = IdxFiles(at_hand(self.path))
-        splits = {}
-        for split in _FILES:
-            labels, digests = files.labels(split), files.digests(split)
-            if len(labels) != len(digests):
-                raise ValueError(f"{self.path}: {len(digests)} images and {len(labels)} labels in {split}.")
-            if max(labels, default=0) >= len(self.names):
-                raise ValueError(
-                    f"{self.path} has label {max(labels)}, and {len(self.names)} names are given."
-                )
-            splits[split] = (labels, digests)
-        return splits
+        return [Part(name=split, stamp=files.stamp(split), leaf=False) for split in _FILES]
+
+    def split(self, part: Part) -> list[Part]:
+        files, split = IdxFiles(at_hand(self.path)), part.name
+        labels, count = files.labels(split), files.count(split)
+        if len(labels) != count:
+            raise ValueError(f"{self.path}: {count} images and {len(labels)} labels in {split}.")
+        if max(labels, default=0) >= len(self.names):
+            raise ValueError(f"{self.path} has label {max(labels)}, and {len(self.names)} names are given.")
+        return [
+            Part(name=f"{split}/{start}", stamp=part.stamp, data={"split": split, "start": start})
+            for start in range(0, count, _PART)
+        ]
+
+    def read(self, part: Part, limit: int, known: Mapping[str, str], blobs: Blobs) -> Iterator[Found]:
+        files, split, start = IdxFiles(at_hand(self.path)), part.data["split"], part.data["start"]
+        labels = files.labels(split)
+        for n in range(start, min(start + _PART, len(labels))):
+            label, where = self.names[labels[n]], f"{split}/{n}"
+            data = files.read(where, limit)
+            yield Found(
+                name=f"{split}-{n:05d}",
+                where=where,
+                data=data,
+                digest=files.digest(where, data),
+                facts={"label": label, "text": label},
+                split=split,
+            )
+
+    def reader(self, blobs: Blobs) -> Reader:
+        return IdxFiles(at_hand(self.path))
 
 
 class IdxFiles(Reader):
@@ -84,43 +85,35 @@ class IdxFiles(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self._images = functools.cache(self._load_images)
 
-    def read(self, where: str | int, limit: int) -> bytes:
-        split, _, n = str(where).partition("/")
-        pixels, height, width = self._images(split)
+    def read(self, where: Where, limit: int) -> bytes:
+        pixels, height, width, n = self._pixels(where)
         size = height * width
-        return png(pixels[int(n) * size : (int(n) + 1) * size], width, height)
+        return png(pixels[n * size : (n + 1) * size], width, height)
 
-    def digest(self, where: str | int, data: bytes) -> str:
+    def digest(self, where: Where, data: bytes) -> str:
         # The PNG's bytes depend on zlib's version; the pixels do not.
+        pixels, height, width, n = self._pixels(where)
+        size = height * width
+        return hashlib.sha256(b"%d %d " % (height, width) + pixels[n * size : (n + 1) * size]).hexdigest()
+
+    def labels(self, split: str) -> bytes:
+        return _parsed(self._file(split, "labels-idx1"), 1, self.stamp(split))[0]
+
+    def count(self, split: str) -> int:
+        return _parsed(self._file(split, "images-idx3"), 3, self.stamp(split))[1][0]
+
+    def stamp(self, split: str) -> str:
+        states = [self._file(split, kind).stat() for kind in ("images-idx3", "labels-idx1")]
+        return " ".join(f"{state.st_size} {state.st_mtime_ns} {state.st_ino}" for state in states)
+
+    def _pixels(self, where: Where) -> tuple[bytes, int, int, int]:
         split, _, n = str(where).partition("/")
-        pixels, height, width = self._images(split)
-        return _pixels_digest(pixels, int(n), height, width)
+        data, (_, height, width) = _parsed(self._file(split, "images-idx3"), 3, self.stamp(split))
+        return data, height, width, int(n)
 
-    def labels(self, split: str) -> list[int]:
-        return list(_parse(self._file(f"{_FILES[split]}-labels-idx1-ubyte"), 1)[0])
-
-    def digests(self, split: str) -> list[str]:
-        """sha256 of each image's size and pixels."""
-        file = self._file(f"{_FILES[split]}-images-idx3-ubyte")
-        state = file.stat()
-        stamp = json.dumps([state.st_size, state.st_mtime_ns, state.st_ino])
-        question = f"idx {file.name} {stamp}"
-        with Seen(self.path) as seen:
-            known = seen.looks(question)
-            if "all" not in known:
-                pixels, height, width = self._images(split)
-                count = len(pixels) // (height * width)
-                known["all"] = [_pixels_digest(pixels, n, height, width) for n in range(count)]
-                seen.remember_looks(question, known)
-        return known["all"]
-
-    def _load_images(self, split: str) -> tuple[bytes, int, int]:
-        data, (_, height, width) = _parse(self._file(f"{_FILES[split]}-images-idx3-ubyte"), 3)
-        return data, height, width
-
-    def _file(self, name: str) -> Path:
+    def _file(self, split: str, kind: str) -> Path:
+        name = f"{_FILES[split]}-{kind}-ubyte"
         for path in (self.path / f"{name}.gz", self.path / name):
             if path.is_file():
                 return path
@@ -139,9 +132,10 @@ def png(pixels: bytes, width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def _pixels_digest(pixels: bytes, n: int, height: int, width: int) -> str:
-    size = height * width
-    return hashlib.sha256(b"%d %d " % (height, width) + pixels[n * size : (n + 1) * size]).hexdigest()
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, dimensions: int, stamp: str) -> tuple[bytes, tuple[int, ...]]:
+    """`_parse`, once a process for files that stay as they are."""
+    return _parse(path, dimensions)
 
 
 def _parse(path: Path, dimensions: int) -> tuple[bytes, tuple[int, ...]]:

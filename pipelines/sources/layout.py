@@ -1,162 +1,130 @@
-"""From file names, metadata and sidecars to a listing: what folders and zip archives have in common."""
+"""From files in folders to parts of a source: what folders, globs and zip archives have in common."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import posixpath
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
 
 from pipelines.sources import metadata
-from pipelines.sources.listing import SPLITS, Entry, Listing, encode
+from pipelines.sources.listing import SPLITS, encode
 from pipelines.sources.magic import IMAGE_ENDINGS, kind_of
-from pipelines.sources.seen import HEAD, Seen
+from pipelines.sources.source import Found, Part
+from pipelines.sources.tree import File, Tree
 
 Labels = Literal["folders", "none"]
 
+HEAD = 32
+"""Leading bytes by which an image is told by its magic."""
 _METADATA_BYTES = 1 << 30
-_BATCH = 512
+_CHUNK = 512
+"""About so many files a part."""
+_WALK = 50_000
+"""Files that one task lists; folders beyond are listed by others."""
+
+Opened = Callable[[Any], BinaryIO]
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a source, before it is opened."""
-
-    name: str
-    where: str | int
-    stamp: tuple[int, ...]
-    """Changes when the file may have: size, mtime, inode, checksum."""
-
-
-class Files(Protocol):
-    """A folder or an archive."""
-
-    path: Path
-
-    def list(self) -> list[File]: ...
-
-    def read(self, where: str | int, limit: int) -> bytes: ...
-
-    def hash(self, where: str | int) -> tuple[str, bytes]:
-        """sha256 hex of the bytes, and the first of them; `OSError` if they cannot be read."""
-        ...
+def walk(tree: Tree, folder: str, wanted: Callable[[str], bool] = lambda name: True) -> list[Part]:
+    """The parts of a folder: chunks of the files below it, and the folders that were too many to look into."""
+    waiting, files = [folder], []
+    while waiting and len(files) < _WALK:
+        folders, found = tree.scan(waiting.pop())
+        waiting += reversed([name for name in folders if not hidden(name)])
+        files += [file for file in found if not hidden(file.name) and wanted(file.name)]
+    later = [Part(name=f"{name}/", stamp="", data={"folder": name}, leaf=False) for name in waiting]
+    return parts(folder, [(file, file.name) for file in files]) + later
 
 
-def survey(files: Files, labels: Labels) -> Listing:
-    """Lists the inputs of a folder or an archive; only files that are new or changed are read."""
-    found = sorted((f for f in files.list() if not _hidden(f.name)), key=lambda f: encode(f.name))
-    stated: dict[str, dict[str, Any]] = {}
-    pictures: list[File] = []
-    by_name = {f.name: f for f in found}
-    for file in found:
-        if posixpath.basename(file.name) in metadata.NAMES:
-            stated |= metadata.parse(file.name, files.read(file.where, _METADATA_BYTES))
-    digests = _digests(files, [f for f in found if posixpath.basename(f.name) not in metadata.NAMES])
-    for file in found:
-        if file.name in digests:
-            _, head = digests[file.name]
-            ending = posixpath.splitext(file.name)[1].lower()
-            if ending in IMAGE_ENDINGS or file.name in stated or kind_of(head) is not None:
-                pictures.append(file)
-    inputs = {f.name for f in pictures}
-    sidecars = {
-        f.name: by_name[side]
-        for f in pictures
-        if (side := _sidecar(f.name)) in by_name and side not in inputs
-    }
-    missing = sorted(set(stated) - inputs)
-    named = [f.name for f in pictures]
-    splits = _folder_splits(named)
-    folders = _labels(named, splits) if labels == "folders" and not stated else {}
-    entries = []
-    for file in pictures:
-        facts = dict(stated.get(file.name, {}))
-        if "text" not in facts and file.name in sidecars:
-            words = metadata.text(files.read(sidecars[file.name].where, 4 * metadata.TEXT_LENGTH))
-            facts |= {"text": words} if words else {}
-        if file.name in folders:
-            facts["label"] = folders[file.name]
-        split = SPLITS.get(str(facts.pop("split", "")).lower()) or splits.get(file.name)
-        digest, _ = digests[file.name]
-        reject = None if digest else "unreadable"
-        entries.append(
-            Entry(name=file.name, where=file.where, digest=digest, facts=facts, split=split, reject=reject)
-        )
-    entries += [
-        Entry(name=name, where="", digest="", facts=stated[name], reject="missing") for name in missing
+def parts(folder: str, files: Sequence[tuple[File, Any]]) -> list[Part]:
+    """Chunks of files, each with what finds it; metadata stand alone.
+
+    By the hash of the name, so that a file more leaves the other chunks as they are.
+    """
+    number = 1 << max(0, -(-len(files) // _CHUNK) - 1).bit_length()
+    chunks: dict[str, list[list[Any]]] = {}
+    for file, where in sorted(files, key=lambda pair: encode(pair[0].name)):
+        if posixpath.basename(file.name) in metadata.NAMES and file.stamp:
+            name = file.name
+        else:
+            bucket = int.from_bytes(hashlib.sha256(encode(file.name)).digest()[:8], "big") * number >> 64
+            name = f"{folder}|{bucket}|{number}"
+        chunks.setdefault(name, []).append([file.name, where, file.stamp])
+    return [
+        Part(name=name, stamp=_digest(chunk), data={"files": chunk}) for name, chunk in sorted(chunks.items())
     ]
-    used = inputs | {side.name for side in sidecars.values()}
-    ignored = sum(name not in used for name in digests)
-    return Listing(entries=sorted(entries, key=lambda e: encode(e.name)), ignored=ignored)
 
 
-def hash_stream(stream: Any) -> tuple[str, bytes]:
-    """sha256 hex of an open file, and its first bytes."""
-    head = stream.read(HEAD)
-    hasher = hashlib.sha256(head)
-    while piece := stream.read(1 << 20):
-        hasher.update(piece)
-    return hasher.hexdigest(), head
+def read(part: Part, opened: Opened, limit: int, known: Mapping[str, str]) -> Iterator[Found]:
+    """What is in a chunk of files."""
+    for name, where, stamp in part.data["files"]:
+        if not stamp:
+            yield Found(name=name, side="file")
+        elif posixpath.basename(name) in metadata.NAMES:
+            with opened(where) as file:
+                yield from _facts(name, file.read(_METADATA_BYTES))
+        elif known.get(name) == stamp:
+            yield Found(name=name, where=where, stamp=stamp)
+        else:
+            yield _file(name, where, stamp, opened, limit)
 
 
-def _digests(files: Files, found: Sequence[File]) -> dict[str, tuple[str, bytes]]:
-    """Name -> (sha256 hex, head); ("", b"") for what cannot be read."""
-    result: dict[str, tuple[str, bytes]] = {}
-    with Seen(files.path) as seen:
-        known = seen.files()
-        todo: list[File] = []
-        for file in found:
-            stamp, digest, head = known.get(encode(file.name), ("", "", b""))
-            if stamp == json.dumps(file.stamp) and digest:
-                result[file.name] = (digest, head)
-            else:
-                todo.append(file)
-
-        def look(file: File) -> tuple[str, bytes]:
-            try:
-                return files.hash(file.where)
-            except OSError:
-                return "", b""
-
-        # Hashing and waiting for a disk both leave the interpreter free for other threads.
-        with ThreadPoolExecutor(8) as threads:
-            for start in range(0, len(todo), _BATCH):
-                batch = todo[start : start + _BATCH]
-                looks = list(threads.map(look, batch))
-                result |= {f.name: found for f, found in zip(batch, looks, strict=True)}
-                rows = zip(batch, looks, strict=True)
-                seen.remember_files((encode(f.name), json.dumps(f.stamp), *found) for f, found in rows)
-    return result
-
-
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems leave behind."""
     return any(p.startswith(".") or p in ("__MACOSX", "Thumbs.db", "desktop.ini") for p in name.split("/"))
 
 
-def _sidecar(name: str) -> str:
-    return posixpath.splitext(name)[0] + ".txt"
+def split_of(name: str) -> str | None:
+    """The split that one of the first two folders is called after."""
+    folders = [part.lower() for part in name.split("/")[:-1][:2]]
+    return next((SPLITS[part] for part in folders if part in SPLITS), None)
 
 
-def _folder_splits(names: Iterable[str]) -> dict[str, str]:
-    """Name -> split, where folders are called as splits are, and at least two of them."""
-    splits: dict[str, str] = {}
-    for name in names:
-        for part in name.split("/")[:-1][:2]:
-            if part.lower() in SPLITS:
-                splits[name] = SPLITS[part.lower()]
-                break
-    return splits if len(set(splits.values())) > 1 else {}
+def label_of(name: str, *, splits: bool) -> str | None:
+    """The folder that a file lies in; with `splits`, one that is not called as a split is."""
+    parts = name.split("/")[:-1]
+    if splits and split_of(name):
+        parts = [part for part in parts if part.lower() not in SPLITS]
+    return parts[-1] if parts else None
 
 
-def _labels(names: Iterable[str], splits: dict[str, str]) -> dict[str, str]:
-    """Name -> the name of the folder it lies in; nothing where one folder holds all."""
-    labels = {}
-    for name in names:
-        parts = [p for p in name.split("/")[:-1] if not (name in splits and p.lower() in SPLITS)]
-        if parts:
-            labels[name] = parts[-1]
-    return labels if len(set(labels.values())) > 1 else {}
+def _file(name: str, where: Any, stamp: str, opened: Opened, limit: int) -> Found:
+    ending = posixpath.splitext(name)[1].lower()
+    least = limit + 1 if ending in IMAGE_ENDINGS else 4 * metadata.TEXT_LENGTH if ending == ".txt" else HEAD
+    try:
+        with opened(where) as file:
+            data = up_to(file, least)
+            image = ending in IMAGE_ENDINGS or kind_of(data) is not None
+            if image and len(data) == least and least <= limit:
+                data += up_to(file, limit + 1 - least)
+    except OSError:
+        return Found(name=name, where=where, reject="unreadable")
+    if image:
+        return Found(name=name, where=where, stamp=stamp, data=data)
+    if ending == ".txt":
+        words = metadata.text(data)
+        return Found(name=name, stamp=stamp, facts={"text": words} if words else {}, side="text")
+    return Found(name=name, stamp=stamp, side="file")
+
+
+def up_to(file: BinaryIO, size: int) -> bytes:
+    """So many bytes or all there are: an unbuffered file may give fewer at a time."""
+    pieces, left = [], size
+    while left and (piece := file.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _facts(name: str, data: bytes) -> Iterator[Found]:
+    for path, facts in metadata.parse(name, data).items():
+        split = SPLITS.get(str(facts.pop("split", "")).lower())
+        yield Found(name=path, where=name, facts=facts, split=split, side="facts")
+
+
+def _digest(chunk: Iterable[Sequence[Any]]) -> str:
+    hasher = hashlib.sha256()
+    for name, _, stamp in chunk:
+        hasher.update(encode(name) + b"\0" + stamp.encode() + b"\n")
+    return hasher.hexdigest()[:32]

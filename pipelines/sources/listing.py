@@ -6,9 +6,9 @@ import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from pipelines.shards import canonical, is_key
+from pipelines.shards import is_key
 
 SPLITS = {
     "train": "train",
@@ -29,7 +29,9 @@ class Entry:
 
     name: str
     """Within the source, "/" between folders."""
-    where: str | int
+    key: str
+    """From its own name and nothing else, so that additions change no key."""
+    where: Any
     """What the source's reader finds it by."""
     digest: str
     """sha256 hex of its bytes; "" if they cannot be read."""
@@ -39,6 +41,12 @@ class Entry:
     """The split that the source states."""
     reject: str | None = None
     """Reason, where it is known without looking at the bytes."""
+    fault: str | None = None
+    """Reason, by what the bytes say of themselves."""
+    kind: str | None = None
+    width: int | None = None
+    height: int | None = None
+    """px, upright, by the header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,55 +57,33 @@ class Listing:
     ignored: int = 0
     """Files that are no inputs: neither image by name or magic, nor listed."""
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of the inputs' bytes and what is said of them; a touched, moved or repacked source keeps it."""
-        rows = ([e.name, e.digest, e.facts, e.split, e.reject] for e in self.entries)
-        return hashlib.sha256(b"\n".join(map(canonical, rows))).hexdigest()
+    digest: str = ""
+    """Of the inputs' bytes and what is said of them; a touched, moved or repacked source keeps it."""
 
     @functools.cached_property
     def classes(self) -> list[str]:
         """Names of the labels, sorted; by value if all are whole numbers. A label's id is its place here."""
-        labels = {str(e.facts["label"]) for e in self.entries if e.facts.get("label") is not None}
-        if all(label.isdecimal() for label in labels):
-            return sorted(labels, key=int)
-        return sorted(labels)
+        return ordered({str(e.facts["label"]) for e in self.entries if e.facts.get("label") is not None})
 
 
-class Reader(Protocol):
-    """Reads inputs by `Entry.where`. Opened in the process that reads."""
-
-    def read(self, where: str | int, limit: int) -> bytes:
-        """At most `limit + 1` bytes, so that what is too large is known and not read.
-
-        `OSError` if it cannot be read.
-        """
-        ...
-
-    def digest(self, where: str | int, data: bytes) -> str:
-        """What `Entry.digest` is if `data` is the whole of it."""
-        ...
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Class names in the order of their ids: by value if all are whole numbers."""
+    labels = set(labels)
+    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
 
 
-def keys(entries: Iterable[Entry]) -> list[str]:
-    """A key for each entry, from its own name and nothing else, so that additions change no key.
+def plain_key(name: str) -> str | None:
+    """The name without its ending, "/" written as "__" where that can be read back; None if that is not legal."""
+    stem, dot, _ = name.rpartition(".")
+    parts = (stem if dot and "/" not in name[len(stem) :] else name).split("/")
+    readable = all("__" not in p and not p.startswith("_") and not p.endswith("_") for p in parts)
+    key = "__".join(parts)
+    return key if readable and is_key(key) else None
 
-    The name without its ending, "/" written as "__" where that can be read back, if it is legal; else 20 hex
-    of the name's sha256. Of names that differ only in their ending the first in order has the plain key.
-    """
-    taken: set[str] = set()
-    result = []
-    for entry in entries:
-        stem, dot, _ = entry.name.rpartition(".")
-        parts = (stem if dot and "/" not in entry.name[len(stem) :] else entry.name).split("/")
-        readable = all("__" not in p and not p.startswith("_") and not p.endswith("_") for p in parts)
-        key = "__".join(parts)
-        if not readable or not is_key(key) or key in taken:
-            key = hashlib.sha256(encode(entry.name)).hexdigest()[:20]
-        assert key not in taken, f"two inputs are named {entry.name!r}"
-        taken.add(key)
-        result.append(key)
-    return result
+
+def hashed_key(name: str) -> str:
+    """20 hex of the whole name: for a name that is not legal, and for all but the first of equal ones."""
+    return hashlib.sha256(encode(name)).hexdigest()[:20]
 
 
 def encode(name: str) -> bytes:

@@ -5,6 +5,7 @@ A source lists and reads; it never decodes a picture, and no process reads it wh
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from pipelines.sources.blobs import Blobs
+    from pipelines.sources.listing import Listing
 
 Where = Any
 """JSON by which a source's reader finds an image: a name, a number, [file, offset, size]."""
@@ -41,7 +43,9 @@ class Found:
     stamp: str = ""
     """Of this image alone; while it is equal its bytes are not read again. "": there is none."""
     data: bytes | None = None
-    """The bytes, or the first `limit + 1` of too many. None: as known by its stamp, rejected, or facts only."""
+    """Its bytes, the first `limit + 1` if they are more. None: known by its stamp, rejected, or no image."""
+    digest: str = ""
+    """sha256 hex, where it is not that of the bytes; see `Reader.digest`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What is said of it: text, label, boxes, whatever; JSON types."""
     split: str | None = None
@@ -51,8 +55,8 @@ class Found:
     key: str | None = None
     """A legal key that the source itself gives; else the name makes one."""
     side: str = ""
-    """What it is, if it is no image: "facts" joins the image of this very name (a row of metadata), "text" the
-    image of this name but for the ending (a sidecar), "file" is neither image nor named so far."""
+    """"" for an image. "facts": of the image of this very name, as a row of metadata is. "text": of the image of
+    this name but for the ending, as a sidecar is. "file": no image, unless facts name it."""
 
 
 class Reader(Protocol):
@@ -65,6 +69,10 @@ class Reader(Protocol):
         """
         ...
 
+    def digest(self, where: Where, data: bytes) -> str:
+        """What an input's digest is if `data` is the whole of it: sha256 hex."""
+        return hashlib.sha256(data).hexdigest()
+
 
 class Source(Protocol):
     """Where images come from: a frozen dataclass with a `kind`, one file each."""
@@ -72,8 +80,7 @@ class Source(Protocol):
     pictures: ClassVar[bool]
     """Whether near-duplicates can be told by a perceptual hash."""
 
-    @property
-    def path(self) -> Path: ...
+    path: Path
 
     def roots(self) -> list[Part]:
         """Where listing starts; cheap. `ValueError` if the source is not there, with what to do."""
@@ -96,6 +103,8 @@ class Source(Protocol):
 
     def reader(self, blobs: Blobs) -> Reader: ...
 
-    def meaning(self) -> Mapping[str, Any]:
-        """What decides the entries beside the bytes, for the survey's name: fields other than the path."""
-        ...
+    def listing(self) -> Listing:
+        """All inputs at once, surveyed by this machine: for sources that are known to be small."""
+        from pipelines.sources.survey import listing
+
+        return listing(self)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+ORDER = ("train", "validation", "test")
+"""Splits in the order of their shards' names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +94,39 @@ def shard_names(keys: Sequence[str], splits: Sequence[str], samples_per_shard: i
 
     The name's first digit is the split's, so that one split's growth renames no shard of another.
     """
-    order = ("train", "validation", "test")
-    counts = {split: sum(s == split for s in splits) for split in order}
-    shards = {split: 1 << max(0, -(-n // samples_per_shard) - 1).bit_length() for split, n in counts.items()}
-    step = max(10_000, 10 ** len(str(max(shards.values()) - 1)))
+    shards, step = _numbers([sum(s == split for s in splits) for split in ORDER], samples_per_shard)
     names = []
     for key, split in zip(keys, splits, strict=True):
-        number = (_unit(key) * shards[split]) >> 64
-        names.append(f"{order.index(split) * step + number:05d}")
+        code = ORDER.index(split)
+        names.append(f"{code * step + ((_unit(key) * shards[code]) >> 64):05d}")
     return names
+
+
+def shards_of(
+    places: np.ndarray, codes: np.ndarray, samples_per_shard: int
+) -> Iterator[tuple[str, str, int, int, int]]:
+    """(name, split, count, first place, last place + 1) of each shard that holds anything, as `shard_names`.
+
+    Args:
+        places: of the keys among all keys, uint64.
+        codes: of the splits, by their place in `ORDER`; below 0 for what is in none.
+    """
+    counts = [int(np.count_nonzero(codes == code)) for code in range(len(ORDER))]
+    shards, step = _numbers(counts, samples_per_shard)
+    for code, split in enumerate(ORDER):
+        bits = shards[code].bit_length() - 1
+        mine = places[codes == code]
+        numbers = mine >> np.uint64(64 - bits) if bits else np.zeros(len(mine), dtype=np.uint64)
+        width = (1 << 64) >> bits
+        for number, count in enumerate(np.bincount(numbers.astype(np.int64), minlength=0).tolist()):
+            if count:
+                yield f"{code * step + number:05d}", split, count, number * width, (number + 1) * width
+
+
+def _numbers(counts: Sequence[int], samples_per_shard: int) -> tuple[list[int], int]:
+    """Shards of each split, and the distance between two splits' first names."""
+    shards = [1 << max(0, -(-n // samples_per_shard) - 1).bit_length() for n in counts]
+    return shards, max(10_000, 10 ** len(str(max(shards) - 1)))
 
 
 def _draw(key: str, split: Split, seed: int) -> str:

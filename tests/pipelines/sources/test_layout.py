@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.storage import Storage
 from pipelines.sources import FolderSource, ZipSource
+from pipelines.sources.blobs import Blobs
 from pipelines.sources.listing import Entry
 
 PNG = b"\x89PNG\r\n\x1a\n"
+NO_BLOBS = Blobs(Storage.at("/nowhere"))
 
 
 @pytest.fixture(autouse=True)
@@ -102,15 +105,13 @@ def test_inputs_are_told_by_name_and_by_magic(tmp_path: Path) -> None:
 
 
 def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.sources.folder import FolderFiles
+    from pipelines.sources.tree import LocalTree
 
-    read: list[str | int] = []
-    original = FolderFiles.hash
-    monkeypatch.setattr(
-        FolderFiles, "hash", lambda self, where: (read.append(where), original(self, where))[1]
-    )
+    read: list[str] = []
+    original = LocalTree.open
+    monkeypatch.setattr(LocalTree, "open", lambda self, name: (read.append(name), original(self, name))[1])
     before = listed(tmp_path / "in", **{"1.png": PNG + b"1", "2.png": PNG + b"2"})
-    assert sorted(map(str, read)) == ["1.png", "2.png"]
+    assert sorted(read) == ["1.png", "2.png"]
     read.clear()
     assert listed(tmp_path / "in") == before
     assert read == []
@@ -140,7 +141,7 @@ def test_a_zip_with_two_members_of_one_name_has_two_inputs(tmp_path: Path) -> No
     source = ZipSource(path=tmp_path / "a.zip")
     entries = source.listing().entries
     assert len({e.digest for e in entries}) == len({e.name for e in entries}) == 2
-    assert {source.reader().read(e.where, 99) for e in entries} == {PNG + b"1", PNG + b"2"}
+    assert {source.reader(NO_BLOBS).read(e.where, 99) for e in entries} == {PNG + b"1", PNG + b"2"}
 
 
 def test_a_damaged_member_is_its_own_trouble(tmp_path: Path) -> None:
@@ -161,5 +162,5 @@ def test_a_damaged_member_is_its_own_trouble(tmp_path: Path) -> None:
 def test_a_member_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", PNG + bytes(10**7))
-    reader = ZipSource(path=tmp_path / "bomb.zip").reader()
+    reader = ZipSource(path=tmp_path / "bomb.zip").reader(NO_BLOBS)
     assert len(reader.read(0, 1000)) == 1001

@@ -6,11 +6,7 @@ import hashlib
 import itertools
 
 from pipelines.shards import is_key
-from pipelines.sources.listing import Entry, Listing, keys, printable
-
-
-def entries(*names: str) -> list[Entry]:
-    return [Entry(name=name, where=name, digest="d") for name in names]
+from pipelines.sources.listing import Entry, Listing, hashed_key, plain_key, printable
 
 
 def hashed(name: str) -> str:
@@ -26,7 +22,8 @@ def test_keys_are_the_sources_own_names_where_they_can_be() -> None:
         "b": "b",
     }
     for name, key in plain.items():
-        assert keys(entries(name)) == [key or hashed(name)]
+        assert plain_key(name) == key
+        assert hashed_key(name) == hashed(name)
 
 
 def test_other_names_are_hashed() -> None:
@@ -40,35 +37,27 @@ def test_other_names_are_hashed() -> None:
         "_a.jpg",
         "a_/b.jpg",
     ):
-        assert keys(entries(name)) == [hashed(name)]
+        assert plain_key(name) is None
+        assert hashed_key(name) == hashed(name)
 
 
-def test_no_two_names_have_one_key() -> None:
+def test_no_two_names_but_for_the_ending_have_one_key() -> None:
     parts = ("a", "_", "b", "/", "a_", "__")
     names = {
         "".join(p).strip("/").replace("//", "/") + ".jpg"
         for n in (1, 2, 3, 4)
         for p in itertools.product(parts, repeat=n)
     }
-    names |= {name.replace(".jpg", ".png") for name in names}
-    found = keys(entries(*sorted(names)))
+    found = [plain_key(name) or hashed_key(name) for name in names]
     assert len(set(found)) == len(names)
     assert all(is_key(key) for key in found)
-
-
-def test_a_key_does_not_depend_on_other_names() -> None:
-    names = [f"{folder}/{n}.jpg" for folder in ("a", "b c") for n in range(20)]
-    before = dict(zip(names, keys(entries(*names)), strict=True))
-    more = sorted([*names, "a/20.jpg", "0.jpg", "a/0.png"])
-    after = dict(zip(more, keys(entries(*more)), strict=True))
-    assert {name: after[name] for name in names} == before
 
 
 def test_classes_are_in_the_order_of_their_names_or_numbers() -> None:
     def classes(*labels: object) -> list[str]:
         return Listing(
             entries=[
-                Entry(name=f"{n}", where=n, digest="", facts={"label": label})
+                Entry(name=f"{n}", key=f"{n}", where=n, digest="", facts={"label": label})
                 for n, label in enumerate(labels)
             ]
         ).classes

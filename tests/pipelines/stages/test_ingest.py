@@ -84,11 +84,7 @@ def dirty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
 def test_every_input_gets_the_verdict_it_deserves(dirty: tuple[Path, Dataset]) -> None:
     folder, dataset = dirty
     source = FolderSource(path=folder)
-    from pipelines.sources.listing import keys
-
-    names = {
-        key: e.name for key, e in zip(keys(source.listing().entries), source.listing().entries, strict=True)
-    }
+    names = {entry.key: entry.name for entry in source.listing().entries}
     verdicts = {
         names[key]: reason
         for shard in dataset.shards

@@ -1,0 +1,258 @@
+"""What tasks saw in the parts of a source: a Parquet file a part, sorted by where its rows will be joined."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.storage import Storage
+from pipelines.shards import canonical, is_key
+from pipelines.sources.blobs import Blobs
+from pipelines.sources.layout import label_of, split_of
+from pipelines.sources.listing import encode, plain_key
+from pipelines.sources.source import Found, Part, Source
+
+GROUP = 8192
+"""Rows that are read at once where a range is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a survey asks of each image, beside its digest."""
+
+    max_bytes: int
+    max_pixels: int
+    background: str = "#ffffff"
+    near: bool = False
+    """Whether each is decoded, in a child, for a perceptual hash."""
+    retry: str | None = None
+    """Another word asks everything anew."""
+
+    @property
+    def name(self) -> str:
+        said = [
+            2,
+            self.max_bytes,
+            self.max_pixels,
+            self.background if self.near else None,
+            self.near,
+            self.retry,
+        ]
+        return hashlib.sha256(canonical(said)).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the driver is told of a part."""
+
+    file: str
+    rows: int
+    labels: tuple[str, ...]
+    """Folders that images lie in."""
+    labels_apart: tuple[str, ...]
+    """The same, past folders that are called as splits are."""
+    splits: tuple[str, ...]
+    facts: bool
+    """Whether metadata say something of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spotter:
+    """Opens what sees a part: the executor's factory."""
+
+    source: Source
+    question: Question
+    place: Storage
+    earlier: Mapping[str, str]
+    """Part's file stem -> file of an earlier state of the same part."""
+
+    def __call__(self) -> Any:
+        return self.see
+
+    def see(self, part: Part) -> Seen:
+        name = file_of(self.question, part)
+        if not self.place.exists(name):
+            self.place.put_if_absent(name, self._look(part))
+        return _told(self.place, name)
+
+    def _look(self, part: Part) -> bytes:
+        before = {}
+        if earlier := self.earlier.get(stem_of(self.question, part)):
+            before = {row["name"]: row for row in table(self.place, [earlier]).to_pylist() if row["stamp"]}
+        known = {name.decode("utf-8", "surrogateescape"): row["stamp"] for name, row in before.items()}
+        rows: list[dict[str, Any]] = []
+        for found, look in self._seen(part, known):
+            name = encode(found.name)
+            again = found.data is None and found.stamp and not found.reject and not found.side
+            rows.append(before[name] if again else _row(found, look))
+        return _parquet(rows)
+
+    def _seen(self, part: Part, known: Mapping[str, str]) -> Iterator[tuple[Found, dict[str, Any]]]:
+        """Each thing with what its bytes say; with a child beside where pictures are decoded."""
+        blobs = Blobs(self.place.folder("blobs"))
+        stream = self.source.read(part, self.question.max_bytes, known, blobs)
+        judged = ((found, self._judge(found)) for found in stream)
+        if not self.question.near:
+            yield from judged
+            return
+        from pipelines.sources.interim import Task, looked_at
+
+        task = Task(
+            background=self.question.background,
+            max_bytes=self.question.max_bytes,
+            max_pixels=self.question.max_pixels,
+        )
+        waiting: list[tuple[Found, dict[str, Any]]] = []
+
+        def pictures() -> Iterator[bytes]:
+            for found, look in judged:
+                waiting.append((found, look))
+                if found.data is not None and "fault" not in look:
+                    yield found.data
+
+        for seen in looked_at(task, pictures()):
+            while "fault" in waiting[0][1] or waiting[0][0].data is None:
+                yield waiting.pop(0)
+            found, look = waiting.pop(0)
+            yield found, {**look, **{"fault" if k == "reject" else k: v for k, v in seen.items()}}
+        yield from waiting
+
+    def _judge(self, found: Found) -> dict[str, Any]:
+        """Digest and header of what was read."""
+        from pipelines.sources.decode import Reject
+        from pipelines.sources.interim import header
+
+        if found.data is None:
+            return {}
+        digest = found.digest or hashlib.sha256(found.data).hexdigest()
+        said: dict[str, Any] = {"digest": digest, "size": len(found.data)}
+        try:
+            if len(found.data) > self.question.max_bytes:
+                raise Reject("too_large")
+            if not found.data:
+                raise Reject("empty")
+            seen = header(found.data)
+            said |= {"kind": seen.kind, "width": seen.width, "height": seen.height}
+            if seen.orientation in range(5, 9):
+                said |= {"width": seen.height, "height": seen.width}
+            if seen.width * seen.height > self.question.max_pixels:
+                raise Reject("too_many_pixels")
+        except Reject as reject:
+            said["fault"] = str(reject)
+        return said
+
+
+def stem_of(question: Question, part: Part) -> str:
+    """What the files of a part's states have in common."""
+    return f"seen/{question.name}/{hashlib.sha256(encode(part.name)).hexdigest()[:24]}"
+
+
+def file_of(question: Question, part: Part) -> str:
+    return f"{stem_of(question, part)}-{hashlib.sha256(part.stamp.encode()).hexdigest()[:16]}.parquet"
+
+
+def table(
+    place: Storage, files: Sequence[str], low: int = 0, high: int = 1 << 64, columns: Any = None
+) -> Any:
+    """Rows of several files whose `place` is from `low` to below `high`, as one table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    limits = None
+    if (low, high) != (0, 1 << 64):
+        first, last = (pa.scalar(limit, pa.uint64()) for limit in (low, high - 1))
+        limits = (pc.field("place") >= first) & (pc.field("place") <= last)
+    tables = [pq.read_table(place.local(file), columns=columns, filters=limits) for file in files]
+    return pa.concat_tables(tables)
+
+
+def unit(text: str) -> int:
+    """64 bits of hash: where a key lies among all keys."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def join_place(found: Found) -> int:
+    """Where an image meets its metadata and its sidecar: by the name without the ending."""
+    if found.key is not None:
+        return unit(found.key)
+    stem = posixpath.splitext(found.name)[0]
+    key = plain_key(found.name)
+    return unit(key if key is not None else hashlib.sha256(encode(stem)).hexdigest())
+
+
+def _row(found: Found, look: Mapping[str, Any]) -> dict[str, Any]:
+    if found.key is not None and not is_key(found.key):
+        raise ValueError(f"{found.name}: its source gives it the key {found.key!r}, which is not legal.")
+    return {
+        "place": join_place(found),
+        "name": encode(found.name),
+        "key": found.key,
+        "side": found.side,
+        "where": json.dumps(found.where),
+        "stamp": found.stamp,
+        "digest": look.get("digest", ""),
+        "size": look.get("size"),
+        "kind": look.get("kind"),
+        "width": look.get("width"),
+        "height": look.get("height"),
+        "reject": found.reject,
+        "fault": look.get("fault"),
+        "facts": canonical(dict(found.facts)).decode(),
+        "split": found.split,
+        "hash": look.get("hash"),
+        "mirrored": look.get("mirrored"),
+    }
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    kinds = {"place": pa.uint64(), "name": pa.binary(), "size": pa.int64(), "width": pa.int32(),
+             "height": pa.int32(), "hash": pa.uint64(), "mirrored": pa.uint64()}  # fmt: skip
+    names = ("place", "name", "key", "side", "where", "stamp", "digest", "size", "kind", "width", "height",
+             "reject", "fault", "facts", "split", "hash", "mirrored")  # fmt: skip
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows.sort(key=lambda row: (row["place"], row["name"], row["where"]))
+    labels, apart, splits = set(), set(), set()
+    for row in rows:
+        if not row["side"]:
+            name = row["name"].decode("utf-8", "surrogateescape")
+            labels.add(label_of(name, splits=False))
+            apart.add(label_of(name, splits=True))
+            splits.add(split_of(name))
+    told = {
+        "labels": sorted(map(_printed, filter(None, labels))),
+        "labels_apart": sorted(map(_printed, filter(None, apart))),
+        "splits": sorted(filter(None, splits)),
+        "facts": any(row["side"] == "facts" for row in rows),
+    }
+    made = pa.Table.from_pylist(rows, schema=_schema())
+    sink = io.BytesIO()
+    metadata = {b"latentmill": canonical(told)}
+    pq.write_table(made.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=GROUP)
+    return sink.getvalue()
+
+
+def _printed(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _told(place: Storage, name: str) -> Seen:
+    import pyarrow.parquet as pq
+
+    head = pq.read_metadata(place.local(name))
+    told = json.loads(head.metadata[b"latentmill"])
+    said = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    return Seen(file=name, rows=head.num_rows, **said)
