@@ -1,0 +1,89 @@
+"""What a container says of an image, brought to what JSON, Parquet and a terminal can hold."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.sources.metadata import TEXT_LENGTH
+
+DEPTH = 8
+"""Lists and mappings within one another; what lies deeper is left out."""
+ITEMS = 4096
+"""Of a list or a mapping."""
+FACTS_BYTES = 1 << 18
+"""Of one image's facts, as JSON."""
+LEFT_OUT = "facts_left_out"
+"""The fact that names those that were too large or no data, if there are any."""
+_NAME_LENGTH = 256
+_INTEGER = 1 << 63
+
+
+def facts(said: Mapping[Any, Any]) -> dict[str, Any]:
+    """The facts that can be held: no bytes, no NaN, no control characters, nothing deep, and capped in size.
+
+    A `caption` is the `text` where there is none.
+    """
+    kept: dict[str, Any] = {}
+    left: list[str] = []
+    size = 0
+    for name, value in said.items():
+        label = words(str(name)[:_NAME_LENGTH])
+        if label is None or value is None:
+            continue
+        value = clean(value)
+        if value is None:
+            continue
+        size += len(label) + len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        if size > FACTS_BYTES or len(kept) >= ITEMS:
+            left.append(label)
+            break
+        kept[label] = value
+    if left:
+        kept[LEFT_OUT] = left
+    if "text" not in kept and isinstance(kept.get("caption"), str):
+        kept["text"] = kept.pop("caption")
+    return kept
+
+
+def parsed(data: bytes) -> dict[str, Any] | None:
+    """The facts in a JSON object; None if it is none, deeper than the interpreter goes, or not UTF-8."""
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return facts(value) if isinstance(value, dict) else None
+
+
+def words(text: str) -> str | None:
+    """A text without control characters, at most `TEXT_LENGTH` long; None if nothing is left."""
+    kept = "".join(c if c.isprintable() or c in "\n\t" else " " for c in text[: 4 * TEXT_LENGTH])
+    return kept.encode("utf-8", "replace").decode().strip()[:TEXT_LENGTH] or None
+
+
+def clean(value: Any, depth: int = 0) -> Any:
+    """One value as `facts` keeps it; None where nothing of it can be kept."""
+    if isinstance(value, str):
+        return words(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if -_INTEGER <= value < _INTEGER else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
+        return str(value)
+    if depth == DEPTH:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [c for v in value[:ITEMS] if (c := clean(v, depth + 1)) is not None]
+    if isinstance(value, Mapping):
+        pairs = ((words(str(k)[:_NAME_LENGTH]), clean(v, depth + 1)) for k, v in list(value.items())[:ITEMS])
+        return {k: v for k, v in pairs if k is not None and v is not None}
+    return None
