@@ -164,6 +164,8 @@ def table(
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    if not files:
+        return _schema().empty_table()
     limits = None
     if (low, high) != (0, 1 << 64):
         first, last = (pa.scalar(limit, pa.uint64()) for limit in (low, high - 1))
