@@ -72,6 +72,8 @@ class Row:
     """Where its input lies (JSON)."""
     reject: str | None = None
     """Set where the input already rejected this sample: it keeps its row and is not made."""
+    meta: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    """Scalars for the index of a rejected row."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,39 +54,52 @@ class ShardMaker:
                 index = read_index(self.folder, shard.name)
                 return Made(info=index.info, failed=own_rejects(self.stage, index), copied=0, seconds=0.0)
             rows = self.stage.rows(inputs, shard)
-            samples: dict[str, Sample] = {}
+            known: dict[str, Sample] = {}
             todo = []
             for row in rows:
                 if row.reject:
-                    samples[row.key] = Sample(key=row.key, reject=row.reject)
+                    known[row.key] = Sample(key=row.key, reject=row.reject, meta=row.meta)
                     continue
                 found = earlier.sample(row, work_key(self.work, row), shard.name) if self.earlier else None
                 if found is None:
                     todo.append(row)
                 else:
-                    samples[row.key] = found
-            copied = sum(sample.reject is None for sample in samples.values())
-            if todo:
-                if not making:
-                    making.append(self.stage.open(inputs))
-                samples |= {sample.key: sample for sample in making[0](shard, todo)}
-            if samples.keys() != {row.key for row in rows}:
-                missing = len({row.key for row in rows} - samples.keys())
-                raise RuntimeError(
-                    f"shard {shard.name}: {missing} of {len(rows)} planned samples were not made."
-                )
+                    known[row.key] = found
+            copied = sum(sample.reject is None for sample in known.values())
+            if todo and not making:
+                making.append(self.stage.open(inputs))
+            samples = iter(making[0](shard, todo)) if todo else iter(())
+            inherits, failed = bool(self.stage.primary), 0
+
+            def pairs() -> Iterator[tuple[Row, Sample]]:
+                nonlocal failed
+                for row in rows:
+                    sample = _next(row.key, known, samples)
+                    if sample is None:
+                        raise RuntimeError(f"shard {shard.name}: the planned sample {row.key} was not made.")
+                    failed += sample.reject is not None and not (inherits and row.reject is not None)
+                    yield row, sample
+
             info = write_shard(
                 self.folder,
                 shard.name,
-                ((row, samples[row.key]) for row in rows),
+                pairs(),
                 split=shard.split,
                 work=lambda row: work_key(self.work, row),
             )
-            inherits = bool(self.stage.primary)
-            failed = sum(samples[row.key].reject is not None for row in rows if not (inherits and row.reject))
             return Made(info=info, failed=failed, copied=copied, seconds=time.monotonic() - start)
 
         return make
+
+
+def _next(key: str, known: dict[str, Sample], samples: Iterator[Sample]) -> Sample | None:
+    """The sample of a key; those that a stage makes before their turn are held, and no others."""
+    while key not in known:
+        sample = next(samples, None)
+        if sample is None:
+            return None
+        known[sample.key] = sample
+    return known.pop(key)
 
 
 def run_shards(
@@ -141,6 +154,8 @@ def run_shards(
     record = header(planned, inputs, resources=resources, executor=executor, seconds=time.monotonic() - start)
     manifest = write_manifest(folder, describe(infos, **record, **fields))
     emit({"kind": "rejects", **manifest["counts"], "rejected_here": tally.failed, "copied": tally.copied})
+    if "told" in fields:  # in one line, what the counts do not say
+        emit({"kind": "note", "text": fields["told"]})
     return manifest
 
 
