@@ -7,6 +7,8 @@ import importlib
 
 STAGES: dict[str, str] = {
     "ingest": "pipelines.stages.ingest:Ingest",
+    "score": "pipelines.stages.score:Score",
+    "filter": "pipelines.stages.filter:Filter",
     "caption": "pipelines.stages.caption:Caption",
     "train_autoencoder": "pipelines.stages.train_autoencoder:TrainAutoencoder",
     "encode": "pipelines.stages.encode:Encode",
