@@ -153,7 +153,11 @@ def run_shards(
     fields = stage.finish(inputs, draft)
     record = header(planned, inputs, resources=resources, executor=executor, seconds=time.monotonic() - start)
     manifest = write_manifest(folder, describe(infos, **record, **fields))
+    for text in manifest.get("warnings", ()):
+        emit({"kind": "note", "text": text})
     emit({"kind": "rejects", **manifest["counts"], "rejected_here": tally.failed, "copied": tally.copied})
+    for text in manifest.get("notes", ()):  # what a stage's `finish` wants said, such as what it cost
+        emit({"kind": "note", "text": text})
     if "told" in fields:  # in one line, what the counts do not say
         emit({"kind": "note", "text": fields["told"]})
     return manifest
