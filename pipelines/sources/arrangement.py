@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cluster.storage import Storage
+from pipelines.buckets import Buckets, Size
 from pipelines.shards import canonical
 from pipelines.sources.entries import ranges
 from pipelines.sources.long_tail import LongTail, thinned
@@ -22,7 +23,7 @@ from pipelines.sources.survey import Survey
 from pipelines.stage import jsonable
 
 _NARROW = ("place", "key", "digest", "split", "label", "reject", "fault", "text", "hash",
-           "mirrored")  # fmt: skip
+           "mirrored", "width", "height")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Wish:
     """Whether perceptual hashes are compared."""
     long_tail: LongTail | None = None
     unseen: tuple[str, ...] = ()
+    buckets: Buckets | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,9 @@ class Arrangement:
     left_out: Mapping[str, Mapping[str, int]]
     """Field that leaves images out (`long_tail`, `unseen`) -> class -> how many."""
     statistics: Mapping[str, Any]
+    sizes: Mapping[Size, Size]
+    """Size by its shape -> size that an image is brought to; empty without buckets."""
+    warning: str | None
 
 
 def arrange(survey: Survey, wish: Wish) -> Arrangement:
@@ -75,7 +80,14 @@ def arrange(survey: Survey, wish: Wish) -> Arrangement:
         Shard(name=n, split=s, count=c, low=low, high=high, files=tuple(f))
         for n, s, c, low, high, f in said["shards"]
     )
-    return Arrangement(place=place, shards=shards, left_out=said["left_out"], statistics=said["statistics"])
+    return Arrangement(
+        place=place,
+        shards=shards,
+        left_out=said["left_out"],
+        statistics=said["statistics"],
+        sizes={tuple(shape): tuple(size) for shape, size in said["sizes"]},
+        warning=said["warning"],
+    )
 
 
 def rows(place: Storage, shard: Mapping[str, Any], split: str) -> Iterator[dict[str, Any]]:
@@ -136,7 +148,27 @@ def _decided(survey: Survey, wish: Wish, place: Storage) -> dict[str, Any]:
         [*shard, [file for file, low, high in files if low < shard[4] and shard[3] < high]]
         for shard in shards_of(places, codes, wish.samples_per_shard)
     ]
-    return {"shards": shards, "left_out": left_out, "statistics": statistics}
+    sizes, warning = [], None
+    if wish.buckets:
+        counts = _shapes(wish.buckets, columns, splits)
+        sizes = [[list(shape), list(size)] for shape, size in wish.buckets.merged(counts).items()]
+        warning = wish.buckets.warning(counts)
+    told = {"left_out": left_out, "statistics": statistics, "sizes": sizes, "warning": warning}
+    return {**told, "shards": shards}
+
+
+def _shapes(buckets: Buckets, columns: Mapping[str, Sequence[Any]], splits: Sequence[str]) -> dict[Size, int]:
+    """How many training images are of each size's shape, by their headers."""
+    sides = zip(columns["width"], columns["height"], columns["reject"], columns["fault"], splits, strict=True)
+    shapes = Counter(
+        (width, height)
+        for width, height, reject, fault, split in sides
+        if split == "train" and not reject and not fault and width
+    )
+    counts: Counter[Size] = Counter()
+    for (width, height), count in shapes.items():
+        counts[buckets.nearest(width, height)] += count
+    return dict(counts)
 
 
 def _write(survey: Survey, codes: np.ndarray, place: Storage) -> list[tuple[str, int, int]]:

@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.shards import canonical
+from pipelines.buckets import Buckets, listed
+from pipelines.shards import canonical, read_index
 from pipelines.sources import Source
 from pipelines.sources.fit import Format, Resize
 from pipelines.sources.long_tail import LongTail
@@ -51,6 +53,16 @@ class Ingest(ShardStage):
     """Keeps few of the training images, fewer from class to class; all if None."""
     unseen: tuple[str, ...] = added(())
     """Classes of which the test split alone keeps images: unknown to a model, for `detect` to find."""
+    buckets: Buckets | None = added(None)
+    """Sizes of several aspect ratios in place of one: each image is brought to the one nearest its shape, so
+    that little is lost. All have one size if None."""
+    resample: Literal["lanczos", "area"] = added("lanczos")
+    """lanczos, or area: the mean of what each pixel covers, faster, and what peers' ingests do."""
+    quality: int = added(95)
+    """Of jpg."""
+    validate: Literal["full", "header"] = added("full")
+    """header: images that keep their bytes are judged by their container alone, many times faster; what is
+    broken behind it shows where they are read. Only with `resize: none`."""
     samples_per_shard: int = 1000
     """At most about so many; a split has a power of two of shards."""
     max_bytes: int = 64_000_000
@@ -66,6 +78,14 @@ class Ingest(ShardStage):
         for name in ("samples_per_shard", "max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.buckets and self.resize not in ("crop", "fit"):
+            raise ValueError(f"buckets need resize crop or fit, and it is {self.resize}.")
+        if self.validate == "header" and self.resize != "none":
+            raise ValueError(
+                f"validate is header and resize {self.resize}: what is resized is decoded; leave validate out."
+            )
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}; it must be 1 to 100.")
 
     def prepared(
         self, store: Storage | None = None, executor: Executor | None = None, tell: Tell | None = None
@@ -115,6 +135,7 @@ class Ingest(ShardStage):
             pictures=self.source.pictures,
             long_tail=self.long_tail,
             unseen=self.unseen,
+            buckets=self.buckets,
         )
         return arrange(self.survey, wish)
 
@@ -123,7 +144,7 @@ class Ingest(ShardStage):
 
     def work(self) -> dict[str, Any]:
         # Which images there are, and how they are split and sharded, changes none of them.
-        arranging = {"split", "seed", "samples_per_shard", "long_tail", "unseen", "retry"}
+        arranging = {"split", "seed", "samples_per_shard", "long_tail", "unseen", "retry", "buckets"}
         return {"meaning": {k: v for k, v in self.meaning().items() if k not in arranging}}
 
     def bytes_needed(self, inputs: Inputs) -> int:
@@ -132,7 +153,8 @@ class Ingest(ShardStage):
 
     def summary(self) -> str:
         way = {"crop": "cropped to", "fit": "fitted into", "pad": "padded to", "none": "as they are, not"}
-        said = f"images of {self.source.path.name}, {way[self.resize]} {self.size} px"
+        size = f"{self.buckets.area}^2 px in several shapes" if self.buckets else f"{self.size} px"
+        said = f"images of {self.source.path.name}, {way[self.resize]} {size}"
         if self.long_tail:
             last = max(1, round(self.long_tail.head / self.long_tail.ratio))
             said += f", {self.long_tail.head:,} to {last:,} a class"
@@ -151,6 +173,7 @@ class Ingest(ShardStage):
                     "rows": {"files": shard.files, "low": shard.low, "high": shard.high},
                     "place": found.place.url,
                     "blobs": blobs,
+                    "sizes": [[*shape, *size] for shape, size in found.sizes.items()],
                 },
             )
             for shard in found.shards
@@ -158,16 +181,24 @@ class Ingest(ShardStage):
 
     def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
         from cluster.storage import Storage
+        from pipelines.buckets import named
         from pipelines.sources import arrangement
+        from pipelines.sources.listing import printable
 
         rows, ids = [], self.survey.ids
+        sizes = {(a, b): (width, height) for a, b, width, height in shard.data["sizes"]}
         for row in arrangement.rows(Storage.at(shard.data["place"]), shard.data["rows"], shard.split):
             reject = row["reject"] or row["fault"]
             cls = None if row["label"] is None else ids[row["label"]]
             said = hashlib.sha256(canonical([row["name"], row["facts"], cls])).hexdigest()
-            reads = () if reject else (row["digest"], said)
-            data = {k: row[k] for k in ("name", "where", "digest", "facts")} | {"cls": cls}
-            rows.append(Row(key=row["key"], reads=reads, data=data, reject=reject))
+            size = None
+            if self.buckets and not reject:
+                size = sizes[self.buckets.nearest(row["width"], row["height"])]
+            # A size is decided by all images together, so it stands beside the bytes.
+            reads = () if reject else (row["digest"], said, *([named(size)] if size else []))
+            data = {k: row[k] for k in ("name", "where", "digest", "facts")} | {"cls": cls, "size": size}
+            meta = {"file_name": printable(row["name"])} if reject else {}
+            rows.append(Row(key=row["key"], reads=reads, data=data, reject=reject, meta=meta))
         return rows
 
     def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
@@ -180,13 +211,27 @@ class Ingest(ShardStage):
         left_out = {"left_out": found.left_out} if found.left_out else {}
         return {
             **left_out,
+            **({"warnings": [found.warning]} if found.warning else {}),
             "classes": self.survey.classes,
             "statistics": {
-                "resolution": None if self.resize == "none" else self.size,
+                "resolution": None if self.resize == "none" or self.buckets else self.size,
                 **found.statistics,
+                **self._sizes(dataset),
                 "codecs": codecs(),
             },
         }
+
+    def _sizes(self, dataset: Any) -> dict[str, Any]:
+        """Sizes and how many training samples have each, as they came out."""
+        if not self.buckets:
+            return {}
+        counts: Counter[tuple[int, int]] = Counter()
+        for shard in dataset.shards:
+            if shard.split == "train":
+                index = read_index(dataset.storage, shard.name)
+                rows = zip(index.meta, index.reasons, strict=True)
+                counts.update((meta["width"], meta["height"]) for meta, reason in rows if reason is None)
+        return {"sizes": listed(counts)}
 
 
 def _make(stage: Ingest, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:
