@@ -1,11 +1,26 @@
-"""What captions are made from: metadata by a template, images by zero-shot tags."""
+"""What captions are made from: metadata by a template, images by tags, a local model or an endpoint."""
 
 from __future__ import annotations
 
-from pipelines.captioners.caption import Caption, Captioner, Subject, merged
+from pipelines.captioners.caption import Answer, Caption, Captioner, Subject, merged
+from pipelines.captioners.clip_tags import ClipTags
+from pipelines.captioners.endpoint import Endpoint
 from pipelines.captioners.tags import Tags
 from pipelines.captioners.template import Template
+from pipelines.captioners.transformer import ImageToText
 
-CaptionerConfig = Template | Tags
+CaptionerConfig = Template | Tags | ClipTags | ImageToText | Endpoint
 
-__all__ = ["Caption", "Captioner", "CaptionerConfig", "Subject", "Tags", "Template", "merged"]
+__all__ = [
+    "Answer",
+    "Caption",
+    "Captioner",
+    "CaptionerConfig",
+    "ClipTags",
+    "Endpoint",
+    "ImageToText",
+    "Subject",
+    "Tags",
+    "Template",
+    "merged",
+]

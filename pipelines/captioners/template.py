@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.captioners.caption import Caption, Subject
+from pipelines.captioners.caption import Answer, Caption, Subject
+from pipelines.stage import added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class Template:
     """`{text}`, `{label}` or any other field of the images' metadata; `{{` for a brace."""
     weight: float = 1.0
     """Relative to the other captioners'."""
+    only_missing: bool = added(False)
+    """Asked only for images that the captioners before it gave nothing."""
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -43,6 +46,10 @@ class Template:
     def columns(self) -> tuple[str, ...]:
         return ("json",)
 
+    @property
+    def summary(self) -> str:
+        return f'"{self.text}"'
+
     def external(self) -> dict[str, str]:
         return {}
 
@@ -54,11 +61,12 @@ class TemplateCaptioner:
     def __init__(self, config: Template) -> None:
         self._config = config
 
-    def captions(self, subjects: Sequence[Subject]) -> list[list[Caption]]:
-        return [[] if self.lacks(subject) else [self._caption(subject)] for subject in subjects]
+    def answers(self, subjects: Sequence[Subject]) -> list[Answer]:
+        return [self._answer(subject) for subject in subjects]
 
-    def lacks(self, subject: Subject) -> str | None:
-        return next((f for f in self._config.fields if not _spoken(subject.fields.get(f))), None)
+    def _answer(self, subject: Subject) -> Answer:
+        lacking = next((f for f in self._config.fields if not _spoken(subject.fields.get(f))), None)
+        return Answer(reject=f"no_{lacking}") if lacking else Answer(captions=(self._caption(subject),))
 
     def _caption(self, subject: Subject) -> Caption:
         words = {field: _spoken(subject.fields[field]) for field in self._config.fields}

@@ -42,8 +42,9 @@ def test_class_names_are_imagenets() -> None:
 
 
 def test_what_is_plainly_there_is_named(subjects: list[Subject]) -> None:
-    captions = Tags(micro_batch=2, text="a photo of a {tag}").build().captions(subjects)
-    for subject, found in zip(subjects, captions, strict=True):
+    answers = Tags(micro_batch=2, text="a photo of a {tag}").build().answers(subjects)
+    for subject, answer in zip(subjects, answers, strict=True):
+        found = answer.captions
         assert found[0].text == f"a photo of a {subject.fields['text']}"
         assert found[0].source == "tags"
         probabilities = [c.probability or 0 for c in found]
@@ -53,20 +54,29 @@ def test_what_is_plainly_there_is_named(subjects: list[Subject]) -> None:
 
 def test_company_changes_nothing(subjects: list[Subject]) -> None:
     captioner = Tags(micro_batch=2, threshold=0, top=5).build()
-    together = captioner.captions(subjects)
-    assert [captioner.captions([s])[0] for s in subjects] == together
-    assert all(len(found) == 5 for found in together)
+    together = captioner.answers(subjects)
+    assert [captioner.answers([s])[0] for s in subjects] == together
+    assert all(len(found.captions) == 5 for found in together)
 
 
 def test_one_tag_is_kept_however_unlikely(subjects: list[Subject]) -> None:
     blank = io.BytesIO()
     Image.new("RGB", (8, 8), "grey").save(blank, "PNG")
-    (found,) = Tags(threshold=0.999).build().captions([Subject(fields={}, image=blank.getvalue())])
-    assert len(found) == 1
-    assert found[0].weight == 1
+    (found,) = Tags(threshold=0.999).build().answers([Subject(fields={}, image=blank.getvalue())])
+    assert [caption.weight for caption in found.captions] == [1]
 
 
 def test_settings_are_checked() -> None:
     for wrong in ({"text": "a photo"}, {"text": "{tag} {x}"}, {"top": 0}, {"threshold": 1.0}):
         with pytest.raises(ValueError, match="tag"):
             Tags(**wrong)
+
+
+def test_an_image_that_does_not_decode_is_a_reject_and_its_neighbours_are_named(
+    subjects: list[Subject],
+) -> None:
+    cut = Subject(fields={}, image=(subjects[0].image or b"")[:-300])
+    captioner = Tags(micro_batch=2).build()
+    found = captioner.answers([subjects[0], cut, subjects[1]])
+    assert [answer.reject for answer in found] == [None, "unreadable", None]
+    assert [found[0], found[2]] == captioner.answers(subjects[:2])

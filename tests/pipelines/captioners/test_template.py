@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.captioners import Caption, Subject, Template, merged
+from pipelines.captioners import Answer, Caption, Subject, Template, merged
 
 
 def say(template: str, /, **fields: object) -> list[str]:
-    (captions,) = Template(text=template).build().captions([Subject(fields=fields)])
-    return [caption.text for caption in captions]
+    (answer,) = Template(text=template).build().answers([Subject(fields=fields)])
+    return [caption.text for caption in answer.captions]
 
 
 def test_fields_of_the_metadata() -> None:
@@ -22,8 +22,7 @@ def test_fields_of_the_metadata() -> None:
 def test_what_says_nothing_makes_no_caption(value: object) -> None:
     subject = Subject(fields={"text": value})
     captioner = Template(text="a {text}").build()
-    assert captioner.captions([subject]) == [[]]
-    assert captioner.lacks(subject) == "text"
+    assert captioner.answers([subject]) == [Answer(reject="no_text")]
 
 
 def test_a_template_that_cannot_be_read_is_refused() -> None:

@@ -106,4 +106,4 @@ def test_golden(images: Dataset, tmp_path: Path) -> None:
     captions = made(
         Caption(images="images", captioners=(Template(text="a {text}"),)), {"images": images}, tmp_path / "g"
     )
-    assert (Caption.version, captions.digest()[:16]) == (1, "69f6c8ff084e4dcd")
+    assert (Caption.version, captions.digest()[:16]) == (2, "69f6c8ff084e4dcd")
