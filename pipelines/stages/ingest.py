@@ -82,7 +82,7 @@ class Ingest(ShardStage):
             raise ValueError(f"buckets need resize crop or fit, and it is {self.resize}.")
         if self.validate == "header" and self.resize != "none":
             raise ValueError(
-                f"validate is header and resize {self.resize}: what is resized is decoded; leave validate out."
+                f"validate is header, and resize {self.resize} decodes all images: leave validate out."
             )
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is {self.quality}; it must be 1 to 100.")
