@@ -113,11 +113,11 @@ def open_function(settings: dict[str, Any]) -> Callable[[dict[str, Any]], Scores
         try:
             return named(function(image, item["facts"]), settings["name"], own=name)
         except Exception as error:
-            if stop:
-                raise Fault(
-                    f"{path} raised on {item['key']}: {described(error)}. Mend it, or set `errors: unscored`."
-                ) from None
-            raise RuntimeError(described(error)) from None
+            if not stop:
+                raise
+            raise Fault(
+                f"{path} raised on {item['key']}: {described(error)}. Mend it, or set `errors: unscored`."
+            ) from None
 
     return score
 

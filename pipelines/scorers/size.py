@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pipelines.scorers.scorer import Scores, Subject, Unscored, prefixed, rounded
+from pipelines.sources.header import header
 
 _NAMES = ("width", "height", "side", "aspect")
 
@@ -56,14 +56,7 @@ class SizeScorer:
         return [self._scores(subject) for subject in subjects]
 
     def _scores(self, subject: Subject) -> Scores:
-        sides = self._config._sides(dict(subject.facts)) or _header(subject.data or b"")
+        sides = self._config._sides(dict(subject.facts)) or header(subject.data or b"").upright
         width, height = map(float, sides)
         values = (width, height, min(sides), rounded(width / height))
         return dict(zip(self._config.names, map(float, values), strict=True))
-
-
-def _header(data: bytes) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-        return image.size

@@ -38,7 +38,8 @@ class Filter(ShardStage):
     """Whose labels the counts are told by."""
     keep: Mapping[str, Threshold] = field(default_factory=dict)
     """By a score's name, what it must be: `{sharpness: {min: 40}, nsfw: {max: 0.2}, aesthetic: {top: 0.8}}`.
-    A dropped sample names the first of them that it fails."""
+    A dropped sample names the first of them that it fails, in the order of the alphabet: the order of a
+    recipe's lines changes nothing."""
     splits: tuple[str, ...] = ()
     """Splits that are filtered, all if empty. Others are kept whole, so that a held-out set stays what it was
     and yet may hold what the model never saw."""
@@ -48,7 +49,7 @@ class Filter(ShardStage):
             raise ValueError("filter needs at least one stage in `scores`.")
 
     def summary(self) -> str:
-        return f"by {', '.join(self.keep)}" if self.keep else "what others drop"
+        return f"by {', '.join(sorted(self.keep))}" if self.keep else "what others drop"
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
         """The first dataset's shards, each with the limits as numbers, taken from the training split once."""
@@ -198,7 +199,7 @@ class Filter(ShardStage):
         if any(index.reasons[n] == UNSCORED for index in indexes):
             return UNSCORED
         scores = _scores(indexes, n)
-        for name in self.keep:
+        for name in sorted(self.keep):
             if name not in scores:
                 return UNSCORED
             if not limits[name].keeps(scores[name]):

@@ -98,7 +98,7 @@ class Score(ShardStage):
         return score
 
     def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
-        """Each score's quantiles, to choose thresholds from, and what gave it; of missing ones the reasons."""
+        """Each score's quantiles, to choose thresholds from, and what gave it; why some are missing."""
         from pipelines.scorers.thresholds import summary
 
         values: dict[str, array[float]] = {}
