@@ -10,7 +10,11 @@ from torch import nn
 
 
 def compile_blocks(
-    module: nn.Module, *, mode: str | None = None, backend: str | Callable[..., Any] = "inductor"
+    module: nn.Module,
+    *,
+    mode: str | None = None,
+    backend: str | Callable[..., Any] = "inductor",
+    shapes: int = 1,
 ) -> int:
     """Compiles the forward of every repeated block in place; equal blocks share one graph.
 
@@ -26,6 +30,7 @@ def compile_blocks(
 
     Args:
         mode: of `torch.compile`.
+        shapes: of the input in training, each of which has a graph of its own: sizes of images, say.
 
     Returns:
         Number of blocks.
@@ -39,7 +44,7 @@ def compile_blocks(
     # Blocks of one class share their code, whose graphs dynamo limits to 8; beyond, it gives up without a
     # word. Each block may need its own, in training and in evaluation, with gradients and without.
     limits: Any = torch._dynamo.config  # pyright: ignore[reportAttributeAccessIssue]
-    limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks))
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks) * shapes)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in blocks:
         block.compile(mode=mode, backend=backend, dynamic=False)

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 Size = tuple[int, int]
 """Width and height, px."""
@@ -90,6 +91,21 @@ class Buckets:
             return None
         said = ", ".join(f"{named(size)} ({counts[size]:,}) to {named(to)}" for size, to in moved)
         return f"Sizes with fewer than {self.smallest:,} training images were merged: {said}."
+
+
+def listed(counts: Mapping[Size, int]) -> list[list[int]]:
+    """Sizes as manifests have them, under `statistics.sizes`: width, height and training samples of each."""
+    return [[*size, counts[size]] for size in ordered(counts)]
+
+
+def known(statistics: Mapping[str, Any]) -> dict[Size, int]:
+    """Sizes and training samples, by a manifest's or a snapshot's word; empty where all have one size."""
+    return {(width, height): count for width, height, count in statistics.get("sizes") or ()}
+
+
+def main(counts: Mapping[Size, int]) -> Size:
+    """The size of most samples, the narrower of equals."""
+    return max(ordered(counts), key=lambda size: counts[size])
 
 
 def named(size: Size) -> str:

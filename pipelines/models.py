@@ -7,15 +7,17 @@ model.generate(["a rocket"])[0].save("rocket.png")
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
+from pipelines.buckets import Size, known, main, named
 from pipelines.dataset import MANIFEST, read_manifest
 from pipelines.prompts import asks
 from pipelines.shards import canonical
@@ -45,6 +47,8 @@ MEANING = (
 """Fields of a snapshot's record that decide what it draws."""
 UPSCALER = ("upscaling", "objective")
 """More of them, of an upscaler."""
+SIZED = ("sizes",)
+"""More of them, of one that was trained on several sizes."""
 MICRO_BATCH = 4
 
 
@@ -75,7 +79,7 @@ class SnapshotFolder:
     def digest(self, columns: Sequence[str] = ()) -> str:
         """Of the weights and of how they are used; never of paths, times or how they were trained."""
         deciding = {name: self.record.get(name) for name in MEANING}
-        deciding |= {name: self.record[name] for name in UPSCALER if name in self.record}
+        deciding |= {name: self.record[name] for name in (*UPSCALER, *SIZED) if name in self.record}
         return hashlib.sha256(canonical(deciding)).hexdigest()
 
     def read(self, name: str) -> bytes:
@@ -163,14 +167,35 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
         denoiser=Denoiser(network),
         autoencoder=folder.autoencoder().to(chosen).requires_grad_(False),
         statistics=LatentStatistics.from_json(record["statistics"]),
-        shape=tuple(record["latent_shape"]),
+        shape=latent_shape(record),
         classes=len(folder.classes),
         text_width=text_width,
         device=chosen,
-        tile=tile(config, told["size"] if told else size),
+        tile=tile(config, told["size"] if told else max(latent_sides(record))),
         upscaling=upscaling,
         regression=record.get("objective") == "regression",
     )
+
+
+def latent_shape(record: Mapping[str, Any], size: Size | None = None) -> tuple[int, int, int]:
+    """[c, h, w] of the latents of an image of `size`, px; by default of the size that most training images
+    had.
+
+    `ValueError` where the model was not trained on that size.
+    """
+    (channels, height, width), sizes = record["latent_shape"], known(record)
+    if not sizes and size in (None, (record.get("resolution"),) * 2):
+        return channels, height, width
+    if size is not None and size not in sizes:
+        learned = ", ".join(map(named, sizes)) or f"{record.get('resolution')} px squares alone"
+        raise ValueError(f"The model was not trained on images of {named(size)}: it draws {learned}.")
+    factor, (across, down) = record["resolution"] // height, size or main(sizes)
+    return channels, down // factor, across // factor
+
+
+def latent_sides(record: Mapping[str, Any]) -> list[int]:
+    """Sides of all latents that a model was trained on."""
+    return [side for size in [*known(record)] or [None] for side in latent_shape(record, size)[1:]]
 
 
 def find(reference: str | Path, *, store: str | Path | None = None) -> SnapshotFolder:
@@ -252,6 +277,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | GuidanceConfig | None = None,
         sampler: SamplerConfig | None = None,
+        size: Size | None = None,
         micro_batch: int = MICRO_BATCH,
     ) -> list[Image]:
         """Images for prompts, for classes (names or ids), for both side by side, or for nothing in
@@ -266,11 +292,11 @@ class Generator:
             indices: one an image; 0, 1, 2, ... if None.
             steps: of the sampler; as in training if None.
             guidance: scale, 1 being none; as in training if None.
+            size: width and height, px, one of those that it was trained on; the most frequent one if None.
 
         Raises:
-            ValueError: the model knows no such class, or does not read text.
+            ValueError: the model knows no such class or size, or does not read text.
         """
-        import dataclasses
 
         from PIL import Image
 
@@ -300,7 +326,7 @@ class Generator:
             text = embeddings[ask.prompt] if ask and ask.prompt is not None else None
             drawings.append(sampling.Drawing(index=index, text=text, label=ask.label if ask else None))
         images = sampling.draw(
-            self.model,
+            self.sized(size),
             drawings,
             seed=seed,
             sampler=chosen,
@@ -308,6 +334,11 @@ class Generator:
             micro_batch=micro_batch,
         )
         return [Image.fromarray(image) for image in images]
+
+    def sized(self, size: Size | None) -> LatentModel:
+        """The model as it draws images of a width and height, px; `ValueError` for one it was not trained
+        on."""
+        return dataclasses.replace(self.model, shape=latent_shape(self.folder.record, size))
 
     def embed(self, texts: Sequence[str]) -> dict[str, Any]:
         """Each distinct text's embedding; the encoder is not loaded without any."""

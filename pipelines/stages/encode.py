@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pipelines.arrays import from_npy, pixels, to_npy
+from pipelines.buckets import known, listed
 from pipelines.stage import KEEP, Input, Inputs, Row, Sample, ShardPlan, ShardStage, added
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ _AHEAD = 2
 """Batches decoded before the network asks for them."""
 _CHUNK = 256
 """Samples added to the statistics at once; in the order of shards and keys, so that sums repeat."""
+_REMEDY = "give ingest a size and a resize, or `buckets`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,13 @@ class Encode(ShardStage):
     def summary(self) -> str:
         return "images and their mirror images to moments" if self.flips else "images to moments"
 
+    def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
+        rows = super().rows(inputs, shard)
+        if not _several(inputs):
+            return rows
+        # The index of one that was made when all had one size does not say which.
+        return [dataclasses.replace(row, reads=(*row.reads, "sized")) for row in rows]
+
     def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
         import torch
 
@@ -54,6 +65,7 @@ class Encode(ShardStage):
         # Channels-last, as the decoded pixels lie: a tenth faster on a CPU.
         autoencoder = load_autoencoder(inputs["autoencoder"]).eval().to(device)
         autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        several = _several(inputs)
 
         def forward(batch: np.ndarray) -> np.ndarray:
             images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -65,13 +77,17 @@ class Encode(ShardStage):
             wanted = [row.key for row in rows if not row.reject]
             records = inputs["images"].read(shard.name, wanted, ("image",))
             made: dict[str, Sample] = {}
-            for keys, batch in _ahead(_batches(records, self.micro_batch, autoencoder.factor)):
+            for keys, batch in _ahead(
+                _batches(records, self.micro_batch, autoencoder.factor, several=several)
+            ):
                 columns = {"moments.npy": forward(batch)}
                 if self.flips:
                     columns["flipped.moments.npy"] = forward(batch[:, :, ::-1].copy())
                 for n, key in enumerate(keys):
                     members = {name: to_npy(moments[n]) for name, moments in columns.items()}
-                    made[key] = Sample(key=key, members=members)
+                    # Where sizes differ, training groups rows by them before it reads any.
+                    meta = {"width": batch.shape[2], "height": batch.shape[1]} if several else {}
+                    made[key] = Sample(key=key, members=members, meta=meta)
             for row in rows:
                 yield made.pop(row.key, Sample(key=row.key, reject=row.reject or "no_image"))
 
@@ -83,55 +99,81 @@ class Encode(ShardStage):
         import torch
 
         from diffusion.latents import LatentSums, Moments
+        from pipelines.models import autoencoder_config
 
         shards = [s.name for s in dataset.shards if s.split == "train"] or [s.name for s in dataset.shards]
+        several = _several(inputs)
+        factor = autoencoder_config(inputs["autoencoder"].record["autoencoder"]).factor
         records = (r for name in shards for r in dataset.read(name, columns=("moments.npy",)))
-        sums, shape = None, None
+        sums, shape, counts = None, None, Counter()
         for chunk in iter(lambda: list(itertools.islice(records, _CHUNK)), []):
-            arrays = [from_npy(record.members["moments.npy"]) for record in chunk]
-            shape = shape or arrays[0].shape
-            if any(array.shape != shape for array in arrays):
-                raise ValueError(
-                    "The images differ in size from shard to shard; give ingest a size and a resize."
-                )
-            mean, std = torch.from_numpy(np.stack(arrays)).chunk(2, dim=1)
-            part = LatentSums.of(Moments(mean=mean.float(), std=std.float()))
-            sums = part if sums is None else sums + part
+            alike: dict[tuple[int, ...], list[np.ndarray]] = {}
+            for record in chunk:
+                array = from_npy(record.members["moments.npy"])
+                shape = shape or array.shape
+                if array.shape != shape and not several:
+                    raise ValueError(f"The images differ in size from shard to shard; {_REMEDY}")
+                alike.setdefault(array.shape, []).append(array)
+                counts[array.shape[2] * factor, array.shape[1] * factor] += 1
+            for _, arrays in sorted(alike.items()):
+                mean, std = torch.from_numpy(np.stack(arrays)).chunk(2, dim=1)
+                part = LatentSums.of(Moments(mean=mean.float(), std=std.float()))
+                sums = part if sums is None else sums + part
         if sums is None or shape is None:
             raise ValueError("There is no image to encode.")
         channels, height, width = shape[0] // 2, shape[1], shape[2]
-        image = next(inputs["images"].read(shards[0], columns=("image",)))
-        snapshot = inputs["autoencoder"]
+        said: dict[str, Any] = {}
+        if several:
+            # What stands for all of them is the square that has their area.
+            resolution = int(inputs["images"].manifest["statistics"]["resolution"])
+            height = width = resolution // factor
+            said = {"sizes": listed(counts)}
+        else:
+            image = next(inputs["images"].read(shards[0], columns=("image",)))
+            resolution = pixels(image.members["image"]).shape[0]
         return {
             "statistics": {
                 "latents": sums.statistics().to_json(),
                 "shape": [channels, height, width],
-                "resolution": pixels(image.members["image"]).shape[0],
-                "autoencoder": snapshot.digest(),
+                "resolution": resolution,
+                **said,
+                "autoencoder": inputs["autoencoder"].digest(),
             }
         }
 
 
-def _batches(records: Iterable[Any], size: int, factor: int) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Keys and uint8 pixels [size, h, w, 3]; the last image fills up the last batch."""
+def _several(inputs: Inputs) -> bool:
+    """Whether ingest brought the images to sizes by their ratio, and training batches them by size."""
+    return bool(known(inputs["images"].manifest.get("statistics", {})))
+
+
+def _batches(
+    records: Iterable[Any], size: int, factor: int, *, several: bool
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Keys and uint8 pixels [size, h, w, 3], each batch of one size; the last image fills up the last batch
+    of each. `ValueError` where sizes differ, unless there may be `several`."""
     import numpy as np
 
-    records, batch = iter(records), None
-    while chunk := list(itertools.islice(records, size)):
-        images = [pixels(record.members["image"]) for record in chunk]
-        for record, image in zip(chunk, images, strict=True):
-            height, width = image.shape[:2]
-            if height % factor or width % factor:
-                raise ValueError(
-                    f"{record.key} is {width} x {height} px, not a multiple of the autoencoder's factor "
-                    f"{factor}; give ingest such a size."
-                )
-            if image.shape != images[0].shape or (batch is not None and image.shape != batch.shape[1:]):
-                raise ValueError(
-                    f"{record.key} differs in size from the others; give ingest a size and a resize."
-                )
-        batch = np.stack(images + images[-1:] * (size - len(images)))
-        yield [record.key for record in chunk], batch
+    waiting: dict[tuple[int, ...], tuple[list[str], list[np.ndarray]]] = {}
+    for record in records:
+        image = pixels(record.members["image"])
+        height, width = image.shape[:2]
+        if height % factor or width % factor:
+            raise ValueError(
+                f"{record.key} is {width} x {height} px, not a multiple of the autoencoder's factor "
+                f"{factor}; give ingest such a size."
+            )
+        keys, images = waiting.setdefault(image.shape, ([], []))
+        if len(waiting) > 1 and not several:
+            raise ValueError(f"{record.key} differs in size from the others; {_REMEDY}")
+        keys.append(record.key)
+        images.append(image)
+        if len(keys) == size:
+            yield keys, np.stack(images)
+            waiting[image.shape] = ([], [])
+    for keys, images in waiting.values():
+        if keys:
+            yield keys, np.stack(images + images[-1:] * (size - len(images)))
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:

@@ -60,6 +60,8 @@ class Generate(ShardStage):
     seed: int = 0
     sampler: SamplerConfig = HeunConfig()
     guidance: GuidanceConfig = GuidanceConfig()
+    size: tuple[int, int] | None = added(None)
+    """Width and height, px: one of the sizes that the model was trained on; the most frequent one if None."""
     micro_batch: int = 16
     """Images a forward call, which the last is padded to: float results depend on it."""
     upscaling: UpscalingConfig = added(UpscalingConfig())
@@ -109,9 +111,10 @@ class Generate(ShardStage):
 
     def bytes_needed(self, inputs: Inputs) -> int:
         side = inputs["model"].record["resolution"]
+        pixels = self.size[0] * self.size[1] if self.size else side**2
         for upscaler in inputs["upscalers"]:
-            side *= upscaler.record.get("upscaling", {}).get("factor", 1)
-        return self.count * (side**2 * _PIXEL_BYTES + 2048)
+            pixels *= upscaler.record.get("upscaling", {}).get("factor", 1) ** 2
+        return self.count * (pixels * _PIXEL_BYTES + 2048)
 
     def plan(self, inputs: Inputs) -> list[ShardPlan]:
         starts = range(0, self.count, self.samples_per_shard)
@@ -144,6 +147,7 @@ class Generate(ShardStage):
 
         snapshot = inputs["model"]
         generator = Generator(snapshot)
+        model = generator.sized(self.size)
         upscalers = [Upscaler(one) for one in inputs["upscalers"]]
         classes = self._classes(inputs)
         provenance = {
@@ -173,7 +177,7 @@ class Generate(ShardStage):
                 for row in rows
             ]
             images = sampling.draw(
-                generator.model,
+                model,
                 drawings,
                 seed=self.seed,
                 sampler=self.sampler,

@@ -17,6 +17,7 @@ from diffusion.config import (
     SamplerConfig,
     TimesConfig,
 )
+from pipelines.buckets import known
 from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
 from pipelines.stages.train_autoencoder import check_training
 
@@ -203,6 +204,11 @@ def _check_inputs(stage: Train, inputs: Inputs) -> None:
         raise ValueError(
             f"{stage.latents} was not encoded by {stage.autoencoder}: "
             "name the autoencoder that encode was given."
+        )
+    if stage.low_resolution is not None and known(statistics):
+        raise ValueError(
+            f"{stage.latents} has images of several sizes, and an upscaler trains on one: "
+            "give its ingest a `size` instead of `buckets`."
         )
     if stage.flips and "flipped.moments.npy" not in latents.columns:
         raise ValueError(

@@ -12,6 +12,7 @@ from diffusion.config import (
     KLAutoencoderConfig,
     OptimizationConfig,
 )
+from pipelines.buckets import known
 from pipelines.stage import KEEP, Input, Kind, Session, Stage, added, execution, jsonable
 
 if TYPE_CHECKING:
@@ -141,9 +142,12 @@ def check_training(images_seen: int, batch: int, optimization: OptimizationConfi
 
 
 def resolution(images: Any) -> int:
-    """Side of the first image, px."""
+    """Side of the first image, px; of several sizes, of the square that has their area."""
     from pipelines import pictures
 
+    statistics = images.manifest.get("statistics", {})
+    if known(statistics):
+        return int(statistics["resolution"])
     for shard in images.shards:
         for record in images.read(shard.name, columns=("image",)):
             return pictures.decode(record.members["image"]).width

@@ -96,7 +96,7 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
         task = job.task(device, member.world)
     state = TrainingState.start(task.module, training.optimization)
     if training.compile:
-        compile_blocks(task.module)
+        compile_blocks(task.module, shapes=max(1, len(task.groups)))
     ddp = _distributed(task.module, member.world)
     module = task.module if ddp is None else ddp
     autocast = torch.bfloat16 if training.precision == "bfloat16" else None
@@ -349,6 +349,7 @@ def _shares(
         rank=member.rank,
         world=member.world,
         images_seen=images_seen,
+        groups=task.groups,
     )
     made = prefetched(stream, lambda place: task.share(*place), ahead=AHEAD, begin=_alone)
     with contextlib.closing(made):

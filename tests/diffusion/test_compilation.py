@@ -121,7 +121,7 @@ def test_no_shape_is_given_up():
     assert graphs.count == 2 * 6  # with gradients and without
 
 
-def test_a_transformer_compiles_to_one_graph():
+def test_a_transformer_compiles_to_one_graph_for_each_size():
     """In a process of its own: the checks of shapes that run in tests would break graphs."""
     code = """
 import torch
@@ -133,6 +133,13 @@ graphs = []
 def count(graph, inputs):
     graphs.append(graph)
     return graph.forward
+
+sized = DiTConfig(width=32, depth=1, heads=2).build(channels=2, size=4)
+compile_blocks(sized, backend=count, shapes=10)
+for width in range(2, 22, 2):
+    sized(torch.randn(2, 2, 4, width), torch.ones(2), Conditioning())
+assert len(graphs) == 10
+graphs.clear()
 
 network = DiTConfig(width=16, depth=5, heads=2).build(channels=2, size=4, classes=3)
 for parameter in network.parameters():

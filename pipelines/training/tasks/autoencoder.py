@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from pipelines.arrays import pixels
 from pipelines.dataset import Dataset
 from pipelines.sampling import normalised, to_pixels
 from pipelines.stage import KEEP
-from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
+from pipelines.training.tasks.rows import Rows, decoded, memory_budget
 
 if TYPE_CHECKING:
     from pipelines.stages.train_autoencoder import TrainAutoencoder
@@ -73,38 +74,37 @@ class AutoencoderTask:
         held_out = Rows(datasets, split="validation", required=required, optional=True)
         self.length = len(rows)
         budget = memory_budget(share=MEMORY_SHARE, workers=workers)
-        self.images = Decoded(
-            lambda n: pixels(rows.read(n, "images", "image")), len(rows), dtype=np.uint8, budget=budget
-        )
+
+        def image(number: int) -> np.ndarray:
+            return pixels(rows.read(number, "images", "image"))
+
+        sizes = rows.by_size("images", lambda n: image(n).shape[1::-1])
+        self.groups = tuple(sizes.values())
+        self.images = decoded(image, len(rows), self.groups, dtype=np.uint8, budget=budget)
 
         autoencoder = stage.autoencoder.build()
         self.module = Reconstruction(autoencoder).to(device)
         height, width, _ = self.images.shape
-        if height % autoencoder.factor or width % autoencoder.factor:
-            raise ValueError(
-                f"Images of {width} x {height} px do not suit an autoencoder that shrinks by "
-                f"{autoencoder.factor}: set ingest's `size` to a multiple of {autoencoder.factor}."
-            )
-        self.latent_shape = (
-            autoencoder.latent_channels,
-            height // autoencoder.factor,
-            width // autoencoder.factor,
-        )
+        for across, down in sizes or [(width, height)]:
+            if across % autoencoder.factor or down % autoencoder.factor:
+                raise ValueError(
+                    f"Images of {across} x {down} px do not suit an autoencoder that shrinks by "
+                    f"{autoencoder.factor}: set ingest's `size` (or `buckets.step`) to a multiple of "
+                    f"{autoencoder.factor}."
+                )
         self.perceptual = _perceptual(device) if stage.perceptual_weight else None
         count = min(len(held_out), stage.validation_samples)
         self.held_out = [pixels(held_out.read(n, "images", "image")) for n in range(count)]
-        self.shown = self.held_out[:PICTURE_COLUMNS] or list(
-            self.images[np.arange(min(PICTURE_COLUMNS, self.length))]
-        )
+        self.shown = self._shown()
 
     def share(self, positions: np.ndarray, indices: np.ndarray) -> ImageShare:
         images = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
         if self.stage.flips:
             flip = randomness.uniform(self.stage.seed, positions, "flip") < 0.5
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        return ImageShare(
-            images, randomness.normal(self.stage.seed, positions, self.latent_shape, "posterior")
-        )
+        coder = self.module.autoencoder
+        shape = (coder.latent_channels, *(side // coder.factor for side in images.shape[-2:]))
+        return ImageShare(images, randomness.normal(self.stage.seed, positions, shape, "posterior"))
 
     def losses(self, module: nn.Module, share: ImageShare) -> Tensor:
         images = normalised(share.images)
@@ -120,10 +120,8 @@ class AutoencoderTask:
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """Error of reconstructions from the posterior's mean: L1 on [-1, 1], and PSNR in dB."""
         absolute, square = 0.0, 0.0
-        for start in range(0, len(self.held_out), self.stage.batch):
-            images, reconstructions = self._reconstruct(
-                module, self.held_out[start : start + self.stage.batch]
-            )
+        for batch in self._batches():
+            images, reconstructions = self._reconstruct(module, batch)
             difference = (reconstructions.clamp(-1, 1) - images).flatten(1).double()
             absolute += difference.abs().mean(1).sum().item()
             square += difference.square().mean(1).sum().item()
@@ -149,6 +147,23 @@ class AutoencoderTask:
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         assert isinstance(module, Reconstruction)
         return module.autoencoder.state_dict()
+
+    def _batches(self) -> Iterator[list[np.ndarray]]:
+        """The held-out images, those of one size together."""
+        alike: dict[tuple[int, ...], list[np.ndarray]] = {}
+        for image in self.held_out:
+            alike.setdefault(image.shape, []).append(image)
+        for images in alike.values():
+            for start in range(0, len(images), self.stage.batch):
+                yield images[start : start + self.stage.batch]
+
+    def _shown(self) -> list[np.ndarray]:
+        """The first held-out images of the size that most of the training's have, or else of these."""
+        found = [image for image in self.held_out if image.shape == self.images.shape]
+        if found:
+            return found[:PICTURE_COLUMNS]
+        most = max(self.groups, key=len, default=np.arange(self.length))
+        return list(self.images[most[:PICTURE_COLUMNS]])
 
     def _reconstruct(self, module: nn.Module, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         assert isinstance(module, Reconstruction)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion import randomness
 from diffusion.conditioning import Conditioning
-from diffusion.config import DiTConfig
+from diffusion.config import DiTConfig, NetworkConfig
 from diffusion.denoiser import Denoiser
 from diffusion.latents import LatentStatistics, Moments
 from diffusion.losses import flow_matching, regression
@@ -20,13 +20,14 @@ from diffusion.networks.routing import kept_tokens
 from diffusion.upscaling import Upscaling, low_latents, residual_scale, shrink
 from pipelines import pictures, sampling
 from pipelines.arrays import from_npy
+from pipelines.buckets import Size, listed
 from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
 from pipelines.prompts import formatted
 from pipelines.sampling import Drawing, LatentModel, normalised
 from pipelines.stage import KEEP
 from pipelines.stream import permutation
-from pipelines.training.tasks.rows import Decoded, Rows, memory_budget
+from pipelines.training.tasks.rows import Decoded, Grouped, Rows, decoded, memory_budget
 from pipelines.training.tasks.small_images import SmallImages, SmallShare
 from pipelines.training.tasks.texts import Texts
 
@@ -69,12 +70,18 @@ class Samples:
     def __init__(self, stage: Train, rows: Rows, *, texts: Texts | None, labelled: bool, budget: int) -> None:
         self.rows, self.texts, self.labelled = rows, texts, labelled
         latents = rows.datasets["latents"]
-        self.statistics = LatentStatistics.from_json(latents.manifest["statistics"]["latents"])
+        said = latents.manifest["statistics"]
+        self.statistics = LatentStatistics.from_json(said["latents"])
+        self.factor = said["resolution"] // said["shape"][-1]
+        """Pixels a latent."""
+        self.by_size = rows.by_size("latents", self._look)
+        """Rows of each size, px, if there are several."""
 
-        def decode(column: str) -> Decoded:
-            return Decoded(
+        def decode(column: str) -> Decoded | Grouped:
+            return decoded(
                 lambda n: from_npy(rows.read(n, "latents", column)),
                 len(rows),
+                tuple(self.by_size.values()),
                 dtype=np.float16,
                 budget=budget,
             )
@@ -83,9 +90,12 @@ class Samples:
         self.flipped = decode("flipped.moments.npy") if stage.flips else None
         self.small: SmallImages | None = None
         if stage.low_resolution is not None and len(rows):
-            resolution, side = latents.manifest["statistics"]["resolution"], self.moments.shape[-1]
-            self.small = SmallImages(stage.low_resolution, rows, factor=resolution // side, budget=budget)
+            self.small = SmallImages(stage.low_resolution, rows, factor=self.factor, budget=budget)
         self._labels: dict[int, int | None] = {}
+
+    def _look(self, number: int) -> Size:
+        height, width = from_npy(self.rows.read(number, "latents", "moments.npy")).shape[1:]
+        return (width * self.factor, height * self.factor)
 
     def flips(self, seed: int, positions: np.ndarray) -> np.ndarray:
         """Which positions see their sample mirrored: half of them, where that was asked for."""
@@ -140,20 +150,28 @@ class DenoiserTask:
         budget = memory_budget(share=MEMORY_SHARE, workers=workers)
         given: dict[str, Any] = {"texts": self.texts, "labelled": bool(self.classes), "budget": budget}
         self.samples = Samples(stage, train, **given)
+        self.groups = tuple(self.samples.by_size.values())
         channels, height, width = self.samples.moments.shape
-        if height != width:
+        if height != width and not self.groups:
             raise ValueError(
-                f"Latents of {height} x {width}: the network takes square ones; set ingest's `resize: crop`."
+                f"Latents of {height} x {width}: the network takes square ones; set ingest's `resize: crop`, "
+                "or `buckets`."
             )
         small = self.samples.small
         if small is not None and small.config.crop is not None:
             height = width = small.config.crop // small.latent
         self.shape = (channels // 2, height, width)
-        """Of what a training step sees."""
+        """Of what a training step sees; with several sizes, of that which most samples have."""
+        said, factor = datasets["latents"].manifest["statistics"]["shape"], self.samples.factor
+        sides = [side // factor for size in self.samples.by_size for side in size]
+        _check_patches(stage.network, sides, self.samples.factor)
+        self.largest = max(sides, default=height)
+        """Longest side of a step's latents."""
         self.text_width = self.texts.width if self.texts else None
         self.module: nn.Module = stage.network.build(
             channels=self.shape[0],
-            size=height,
+            # Of several, the square with their area stands for all in a transformer's positions.
+            size=said[1] if self.groups else height,
             classes=len(self.classes),
             text_width=self.text_width,
             low_channels=self.shape[0] if small is not None else 0,
@@ -173,16 +191,17 @@ class DenoiserTask:
         no_text = randomness.uniform(seed, positions, "drop text") < self.stage.drop_text
         no_label = randomness.uniform(seed, positions, "drop label") < self.stage.drop_label
         conditioning = share.conditioning.drop(text=no_text, label=no_label)
-        return replace(share, conditioning=replace(conditioning, route=self._route(positions)))
+        route = self._route(positions, *share.latents.shape[-2:])
+        return replace(share, conditioning=replace(conditioning, route=route))
 
-    def _route(self, positions: np.ndarray) -> Tensor | None:
+    def _route(self, positions: np.ndarray, height: int, width: int) -> Tensor | None:
         """Tokens that the middle blocks see; all of them (None) in the cooldown, as in use."""
         stage, network = self.stage, self.stage.network
         start = positions[0] // stage.batch * stage.batch
         if stage.tokens == 1 or start > stage.images_seen - stage.optimization.cooldown:
             return None
         assert isinstance(network, DiTConfig)
-        count = (self.shape[1] // network.patch) * (self.shape[2] // network.patch)
+        count = (height // network.patch) * (width // network.patch)
         return kept_tokens(stage.seed, positions, count, stage.tokens)
 
     def losses(self, module: nn.Module, share: LatentShare) -> Tensor:
@@ -218,7 +237,7 @@ class DenoiserTask:
             classes=len(self.classes),
             text_width=self.text_width,
             device=self.device,
-            tile=sampling.tile(self.stage.network, self.shape[1]),
+            tile=sampling.tile(self.stage.network, self.largest),
             upscaling=self.upscaling,
             regression=self.stage.objective == "regression",
         )
@@ -239,6 +258,8 @@ class DenoiserTask:
         return pictures.grid(grid, row_labels=labels, column_labels=self.titles)
 
     def facts(self) -> dict[str, Any]:
+        if self.groups:
+            return {"sizes": listed({size: len(rows) for size, rows in self.samples.by_size.items()})}
         if self.upscaling is None:
             return {}
         _, size, _ = self.shape
@@ -259,7 +280,7 @@ class DenoiserTask:
         return LatentShare(
             latents=latents,
             small=small,
-            noise=randomness.normal(seed, positions, self.shape, "noise"),
+            noise=randomness.normal(seed, positions, latents.shape[1:], "noise"),
             t=self.times(randomness.stratified(seed, positions, batch)),
             conditioning=sampling.conditioning(
                 texts,
@@ -287,7 +308,9 @@ class DenoiserTask:
     def _held_out(self, samples: Samples, count: int) -> list[LatentShare]:
         # A seed of its own: the noise of a held-out sample is not that of a training sample.
         seed = self.stage.seed + 1
-        runs = [np.arange(n, min(n + self.stage.batch, count)) for n in range(0, count, self.stage.batch)]
+        alike = [rows[rows < count] for rows in samples.by_size.values()] or [np.arange(count)]
+        batch = self.stage.batch
+        runs = [rows[n : n + batch] for rows in alike for n in range(0, len(rows), batch)]
         return [self._share(samples, seed, run, run, batch=count) for run in runs]
 
     def _drawings(self, samples: Samples) -> tuple[list[Drawing], list[str]]:
@@ -318,4 +341,13 @@ class DenoiserTask:
         template = self.texts.template
         return embedders.load_text(self.texts.record).encode(
             [formatted(template, prompt) for prompt in prompts]
+        )
+
+
+def _check_patches(network: NetworkConfig, sides: Sequence[int], factor: int) -> None:
+    """`ValueError` where a transformer's patches do not tile the latents of some size."""
+    if isinstance(network, DiTConfig) and any(side % network.patch for side in sides):
+        raise ValueError(
+            f"Patches of {network.patch} do not tile latents of all sizes: set ingest's `buckets.step` to a "
+            f"multiple of {network.patch * factor}."
         )

@@ -29,6 +29,11 @@ class Task(Protocol):
         """Training samples; an epoch is a permutation of them."""
         ...
 
+    @property
+    def groups(self) -> tuple[np.ndarray, ...]:
+        """Samples of each size, if there are several: a batch is of one of them (`TrainingStream`)."""
+        ...
+
     def share(self, positions: np.ndarray, indices: np.ndarray) -> Share:
         """Samples `indices`, at global `positions` of the training stream; CPU tensors, made in a thread."""
         ...

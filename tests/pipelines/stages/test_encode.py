@@ -15,7 +15,7 @@ from pipelines.arrays import from_npy
 from pipelines.dataset import Dataset, write_manifest
 from pipelines.models import SnapshotFolder
 from pipelines.stages.encode import Encode
-from tests.pipelines import tiny
+from tests.pipelines import several, tiny
 from tests.pipelines.stages.making import column, made
 
 Inputs = dict[str, Dataset | SnapshotFolder]
@@ -102,6 +102,63 @@ def test_sizes_that_do_not_go_are_said(
     stage = Encode(images="images", autoencoder="vae", micro_batch=4)
     with pytest.raises(ValueError, match=message):
         made(stage, {**inputs, "images": images}, tmp_path / "latents")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return several.line(tmp_path_factory.mktemp("line"))
+
+
+def test_each_size_has_moments_of_its_own_shape(line: Inputs) -> None:
+    latents = line["latents"]
+    assert isinstance(latents, Dataset)
+    found = {key: from_npy(data) for key, data in column(latents, "moments.npy").items()}
+    assert len(found) == tiny.TRAIN + tiny.HELD_OUT
+    for n in range(len(found)):
+        width, height = several.size(n)
+        assert found[f"k{n:03d}"].shape == (4, height // 4, width // 4)
+        np.testing.assert_allclose(
+            found[f"k{n:03d}"], moments(line, several.picture(n)), atol=2e-3, rtol=2e-3
+        )
+    index = latents.index("00000")
+    assert [(m["width"], m["height"]) for m in index.meta] == [several.size(n) for n in range(len(index))]
+
+
+def test_statistics_of_several_sizes_weigh_each_pixel_alike(line: Inputs) -> None:
+    latents = line["latents"]
+    assert isinstance(latents, Dataset)
+    arrays = [from_npy(data) for key, data in sorted(column(latents, "moments.npy").items())][: tiny.TRAIN]
+    mean, std = np.split(np.concatenate([a.reshape(4, -1) for a in arrays], axis=1).astype(np.float64), 2)
+    said = latents.manifest["statistics"]
+    assert said["latents"]["mean"] == pytest.approx(mean.mean(1).tolist(), abs=1e-9)
+    expected = np.sqrt((mean**2 + std**2).mean(1) - mean.mean(1) ** 2)
+    assert said["latents"]["std"] == pytest.approx(expected.tolist(), rel=1e-9)
+    assert said["sizes"] == [[*size, n] for size, n in zip(several.SIZES, several.COUNTS, strict=True)]
+    # The square that has their area stands for them all.
+    assert (said["shape"], said["resolution"]) == ([2, 4, 4], 16)
+
+
+def test_company_of_any_size_changes_no_bit(line: Inputs) -> None:
+    """Whatever rows a worker makes at once, and in however large batches: all are padded to `micro_batch`."""
+    latents, stage = line["latents"], Encode(images="images", autoencoder="vae", micro_batch=4)
+    assert isinstance(latents, Dataset)
+    for shard in stage.plan(line):
+        rows, index = stage.rows(line, shard), latents.index(shard.name)
+        for some in (rows[:1], rows[3:8], rows[::3], rows[1::2]):
+            samples = list(stage.open(line)(shard, some))
+            assert [sample.key for sample in samples] == [row.key for row in some]
+            for sample in samples:
+                place = index.keys.index(sample.key)
+                assert sample.members["moments.npy"] == latents.read_member(shard.name, place, "moments.npy")
+                assert sample.meta == index.meta[place]
+
+
+def test_one_that_was_made_when_all_had_one_size_is_made_again(line: Inputs, inputs: Inputs) -> None:
+    """Its index would not say which size it has."""
+    stage = Encode(images="images", autoencoder="vae")
+    shard = stage.plan(line)[0]
+    assert all(row.reads[-1] == "sized" for row in stage.rows(line, shard))
+    assert not any("sized" in row.reads for row in stage.rows(inputs, shard))
 
 
 def test_golden(inputs: Inputs, tmp_path: Path) -> None:
