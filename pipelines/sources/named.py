@@ -49,7 +49,12 @@ def named(path: Path, endings: Sequence[str]) -> tuple[Tree, list[File]]:
 
 def home(path: Path, endings: Sequence[str]) -> Tree:
     """The folder that `named` gives names below; nothing is listed."""
-    return tree(Path(_divided(path, endings)[0]))
+    return tree(folder(path, endings))
+
+
+def folder(path: Path, endings: Sequence[str]) -> Path:
+    """Where that lies."""
+    return Path(_divided(path, endings)[0])
 
 
 def _divided(path: Path, endings: Sequence[str]) -> tuple[str, str]:

@@ -31,20 +31,23 @@ def facts(said: Mapping[Any, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     left: list[str] = []
     size = 0
-    for name, value in said.items():
+    for name, value in list(said.items())[: 2 * ITEMS]:
         label = words(str(name)[:_NAME_LENGTH])
         if label is None or value is None:
             continue
-        value = clean(value)
-        if value is None:
+        cleaned = clean(value)
+        if cleaned is None:
+            # Nothing was said in an empty text or in a NaN; in all else something was.
+            left += [] if isinstance(value, (str, float)) else [label]
             continue
-        size += len(label) + len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-        if size > FACTS_BYTES or len(kept) >= ITEMS:
+        cost = len(label) + len(json.dumps(cleaned, ensure_ascii=False).encode("utf-8", "replace"))
+        if size + cost > FACTS_BYTES or len(kept) >= ITEMS:
             left.append(label)
-            break
-        kept[label] = value
+            continue
+        size += cost
+        kept[label] = cleaned
     if left:
-        kept[LEFT_OUT] = left
+        kept[LEFT_OUT] = left[:ITEMS]
     if "text" not in kept and isinstance(kept.get("caption"), str):
         kept["text"] = kept.pop("caption")
     return kept
@@ -82,8 +85,10 @@ def clean(value: Any, depth: int = 0) -> Any:
     if depth == DEPTH:
         return None
     if isinstance(value, (list, tuple)):
-        return [c for v in value[:ITEMS] if (c := clean(v, depth + 1)) is not None]
+        return None if len(value) > ITEMS else [clean(v, depth + 1) for v in value]
     if isinstance(value, Mapping):
-        pairs = ((words(str(k)[:_NAME_LENGTH]), clean(v, depth + 1)) for k, v in list(value.items())[:ITEMS])
+        if len(value) > ITEMS:
+            return None
+        pairs = ((words(str(k)[:_NAME_LENGTH]), clean(v, depth + 1)) for k, v in value.items())
         return {k: v for k, v in pairs if k is not None and v is not None}
     return None

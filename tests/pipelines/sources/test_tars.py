@@ -12,34 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
-from pipelines.sources.blobs import Blobs
-from pipelines.sources.source import Found
 from pipelines.sources.tars import Broken, TarStream
 from pipelines.sources.webdataset import WebDatasetSource
 from tests.pipelines.sources import hostile_tars
 from tests.pipelines.sources.hostile_tars import CASES, PNG, plain, png
-
-LIMIT = 1_000_000
-
-
-def everything(source: WebDatasetSource, folder: Path) -> list[Found]:
-    """All that a source gives, read part by part."""
-    blobs = Blobs(Storage.at(folder / "blobs"))
-    waiting, found = source.roots(), []
-    while waiting:
-        part = waiting.pop(0)
-        if part.leaf:
-            found += source.read(part, LIMIT, {}, blobs)
-        else:
-            waiting += source.split(part)
-    reader = source.reader(blobs)
-    for one in found:
-        if one.data is not None:
-            assert reader.read(one.where, LIMIT) == one.data
-    names = [one.name for one in found if one.side != "facts"]
-    assert len(set(names)) == len(names)
-    return found
+from tests.pipelines.sources.reading import everything
 
 
 def files(folder: Path) -> set[str]:
