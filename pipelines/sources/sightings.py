@@ -100,7 +100,7 @@ class Spotter:
         if not self.question.near:
             yield from judged
             return
-        from pipelines.sources.interim import Task, looked_at
+        from pipelines.sources.untrusted import Task, looked_at
 
         task = Task(
             background=self.question.background,
@@ -124,27 +124,20 @@ class Spotter:
 
     def _judge(self, found: Found) -> dict[str, Any]:
         """Digest and header of what was read."""
-        from pipelines.sources.decode import Reject
-        from pipelines.sources.interim import header
+        from pipelines.sources.decode import Reject, checked
 
         if found.data is None:
             return {}
         digest = found.digest or hashlib.sha256(found.data).hexdigest()
         said: dict[str, Any] = {"digest": digest, "size": len(found.data)}
         try:
-            if len(found.data) > self.question.max_bytes:
-                raise Reject("too_large")
-            if not found.data:
-                raise Reject("empty")
-            seen = header(found.data)
-            said |= {"kind": seen.kind, "width": seen.width, "height": seen.height}
-            if seen.orientation in range(5, 9):
-                said |= {"width": seen.height, "height": seen.width}
-            if seen.width * seen.height > self.question.max_pixels:
-                raise Reject("too_many_pixels")
+            header = checked(
+                found.data, max_bytes=self.question.max_bytes, max_pixels=self.question.max_pixels
+            ).header
         except Reject as reject:
-            said["fault"] = str(reject)
-        return said
+            return said | {"fault": str(reject)}
+        width, height = header.upright
+        return said | {"kind": header.kind, "width": width, "height": height}
 
 
 def stem_of(question: Question, part: Part) -> str:

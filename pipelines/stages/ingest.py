@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from cluster.mapping import Executor
     from cluster.storage import Storage
     from pipelines.sources.arrangement import Arrangement
+    from pipelines.sources.source import Reader
     from pipelines.sources.survey import Survey
+    from pipelines.sources.untrusted import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ class Ingest(ShardStage):
             max_bytes=self.max_bytes,
             max_pixels=self.max_pixels,
             background=self.background,
-            near=self.source.pictures and self.split.distance is not None,
+            near=self.looks,
             retry=self.retry,
         )
         read = functools.partial(survey, self.source, question, store=store)
@@ -118,6 +120,11 @@ class Ingest(ShardStage):
         # No field: it is found out, and neither decides what the stage is called nor stands in a recipe.
         object.__setattr__(ready, "_survey", found)
         return ready
+
+    @property
+    def looks(self) -> bool:
+        """Whether each picture is decoded while the source is read through, to tell near-duplicates."""
+        return self.source.pictures and self.split.distance is not None
 
     @property
     def survey(self) -> Survey:
@@ -235,10 +242,13 @@ class Ingest(ShardStage):
 
 
 def _make(stage: Ingest, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:
+    """Samples in the order of the rows, size by size."""
     from cluster.storage import Storage
     from pipelines.sources.blobs import Blobs
-    from pipelines.sources.interim import Task, made
+    from pipelines.sources.untrusted import Task
 
+    # What was decoded for its look needs only its container read once more.
+    judged = stage.resize == "none" and (stage.validate == "header" or stage.looks)
     task = Task(
         background=stage.background,
         max_bytes=stage.max_bytes,
@@ -246,9 +256,20 @@ def _make(stage: Ingest, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Samp
         size=stage.size,
         resize=stage.resize,
         form=stage.format,
+        resample=stage.resample,
+        quality=stage.quality,
+        validate="header" if judged else "full",
         threads=stage.resources.threads,
     )
     reader = stage.source.reader(Blobs(Storage.at(shard.data["blobs"]).folder("blobs")))
+    for size in dict.fromkeys(row.data["size"] for row in rows):
+        mine = [row for row in rows if row.data["size"] == size]
+        yield from _made(stage, dataclasses.replace(task, size=size or stage.size), reader, mine)
+
+
+def _made(stage: Ingest, task: Task, reader: Reader, rows: Sequence[Row]) -> Iterator[Sample]:
+    from pipelines.sources.untrusted import made
+
     waiting: list[Row] = []
     unreadable: set[str] = set()
 
