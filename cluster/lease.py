@@ -62,8 +62,8 @@ class Lease:
                 seen, since = (highest, count), self.clock()
             holder = self._holder(highest) if highest else {}
             still = self.clock() - since >= self.patience
-            if not highest or count == RELEASED or still or _is_gone(holder):
-                if self.storage.put_if_absent(_name(highest + 1), _owner()):
+            if not highest or count == RELEASED or still or is_gone(holder):
+                if self.storage.put_if_absent(_name(highest + 1), owner()):
                     self.number, self._count = highest + 1, 0
                     self._lost.clear()
                     self.beat()
@@ -74,6 +74,11 @@ class Lease:
                 waiting(f"{holder.get('host')}, process {holder.get('pid')}")
             threading.Event().wait(min(1.0, self.patience / 10))
         return False
+
+    def busy(self) -> bool:
+        """Whether somebody seems to hold it: not released, and no process of this machine that ended."""
+        highest = self._highest()
+        return highest > 0 and self._counter(highest) != RELEASED and not is_gone(self._holder(highest))
 
     def beat(self) -> None:
         """Shows that the holder lives.
@@ -142,7 +147,8 @@ def _name(number: int) -> str:
     return f"{number:06d}.json"
 
 
-def _owner() -> bytes:
+def owner() -> bytes:
+    """This process, for `is_gone` to know it again."""
     import psutil
 
     return json.dumps(
@@ -165,7 +171,7 @@ def _kernel() -> str | None:
         return None
 
 
-def _is_gone(holder: dict[str, str | int | float]) -> bool:
+def is_gone(holder: dict[str, str | int | float]) -> bool:
     """Whether the holder was a process of this machine that has ended: then nobody needs to wait."""
     import psutil
 

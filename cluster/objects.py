@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import os
@@ -10,7 +11,7 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +100,20 @@ class ObjectStorage(Storage):
         names = map(self._name, found)
         # Other programs mark folders by empty objects whose name ends in a slash, this one among them.
         return sorted(name for name in names if name.startswith(prefix) and name and not name.endswith("/"))
+
+    def files(self, *, partial: bool = False) -> dict[str, tuple[int, float]]:
+        if partial:  # an object is there whole or not at all
+            return {}
+        with self._plainly():
+            try:
+                found = self.filesystem.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {
+            name: (int(info["size"]), _changed(info))
+            for path, info in found.items()
+            if (name := self._name(path)) and not name.endswith("/")
+        }
 
     def folders(self) -> list[str]:
         with self._plainly():
@@ -270,6 +285,19 @@ def _code(error: BaseException) -> str | None:
     """S3's own code of an error that fsspec has translated."""
     answer = getattr(error.__cause__, "response", None) or {}
     return answer.get("Error", {}).get("Code")
+
+
+def _changed(info: Mapping[str, Any]) -> float:
+    """When an object was last written, as the file systems of S3, GCS and Azure say it; else now."""
+    for name in ("LastModified", "last_modified", "updated", "mtime"):
+        moment = info.get(name)
+        if isinstance(moment, str):
+            moment = datetime.datetime.fromisoformat(moment)
+        if isinstance(moment, datetime.datetime):
+            return moment.timestamp()
+        if isinstance(moment, (int, float)):
+            return float(moment)
+    return time.time()
 
 
 def _line(error: BaseException) -> str:

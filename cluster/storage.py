@@ -71,6 +71,13 @@ class Storage(ABC):
         """Sorted names of the files whose name starts with `prefix`, at any depth."""
 
     @abstractmethod
+    def files(self, *, partial: bool = False) -> dict[str, tuple[int, float]]:
+        """Size and time of the last change (seconds since 1970) of all files, by name.
+
+        `partial`: those that are still being written, or were left by a process that died, and no others.
+        """
+
+    @abstractmethod
     def folders(self) -> list[str]:
         """Sorted names of the folders directly in this one."""
 
@@ -152,6 +159,19 @@ class LocalStorage(Storage):
             if not file.endswith(PARTIAL)
             and (name := (Path(folder) / file).relative_to(self.path).as_posix()).startswith(prefix)
         )
+
+    def files(self, *, partial: bool = False) -> dict[str, tuple[int, float]]:
+        found = {}
+        for folder, _, files in os.walk(self.path):
+            for file in files:
+                path = Path(folder) / file
+                if file.endswith(PARTIAL) is partial:
+                    try:
+                        state = path.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    found[path.relative_to(self.path).as_posix()] = (state.st_size, state.st_mtime)
+        return found
 
     def folders(self) -> list[str]:
         return (

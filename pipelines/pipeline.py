@@ -20,6 +20,7 @@ from pipelines.runner.execute import INTERRUPTED, Run, StageError, check_room
 from pipelines.runner.journal import Journal
 from pipelines.runner.meters import Meters
 from pipelines.runner.plan import Plan, PlannedStage, Planner, Recipe, plan
+from pipelines.runner.uses import Uses, note_done
 
 __all__ = ["Plan", "PlannedStage", "RunResult", "StageError", "plan", "run"]
 
@@ -59,20 +60,36 @@ def run(
         StageError: a stage failed; the others that were running have been finished.
         KeyboardInterrupt: as it came; finished shards and checkpoints stay.
     """
-    start = time.monotonic()
     planner = Planner(recipe, store, until=until, force=force)
+    uses = Uses(store, recipe.name, partial=until is not None, patience=patience)
+    with uses.held(planner):
+        return _run(planner, uses, executor, listeners, record=record, patience=patience)
+
+
+def _run(
+    planner: Planner,
+    uses: Uses,
+    executor: Literal["ray", "inline"] | Executor,
+    listeners: Sequence[Listener],
+    *,
+    record: bool,
+    patience: float,
+) -> RunResult:
+    start, recipe, store = time.monotonic(), planner.recipe, planner.store
     first = planner.plan()
     bus = Bus(list(listeners))
     told = {"kind": "plan", "stage": "", "recipe": recipe.name, "store": store.url,
             "stages": [stage.as_json() for stage in first.stages]}  # fmt: skip
     bus(told)
     if first.done:
+        note_done(first, store, partial=uses.partial)
         seconds = time.monotonic() - start
         bus({"kind": "run_end", "stage": "", "state": "done", "seconds": seconds})
         return RunResult(plan=first, ran=(), seconds=seconds)
+    first = uses.settle(planner)
     check_room(store, first.stages)
     chosen = _executor(executor, store)
-    running = Run(planner=planner, executor=chosen, bus=bus, patience=patience)
+    running = Run(planner=planner, executor=chosen, bus=bus, patience=patience, uses=uses)
     state, error = "failed", ""
     with contextlib.ExitStack() as stack:
         if chosen is not executor:
@@ -82,6 +99,7 @@ def run(
         running.journal(told)
         running.report()
         bus.listeners.append(running.journal)
+        bus.listeners.append(uses)
         if isinstance(chosen, RayExecutor):
             meters = Meters(recipe.name)
             stack.callback(meters.close)

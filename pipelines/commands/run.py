@@ -55,6 +55,7 @@ class Run:
         from cluster.jobs import current
         from pipelines import config
         from pipelines.runner.plan import plan
+        from pipelines.runner.uses import note_done
 
         if self.recipe is None:
             return self._list()
@@ -88,6 +89,8 @@ class Run:
             planned = plan(recipe, place, until=self.until)
             if not self.json:
                 _show_drawn(screen, planned)
+        else:
+            note_done(planned, place, partial=self.until is not None)
         if self.json:
             said = {"retried": retry.found(planned)} if retry else {}
             say_json(_summary(planned, place) | said)

@@ -120,6 +120,8 @@ class Run:
 
         if planned.identity is None:
             planned = self.settle(planned, emit)
+            if self.uses:
+                planned = self.uses.settle(self.planner)[name]
             if planned.state == "done":
                 return
         folder = planned.folder

@@ -88,7 +88,7 @@ def test_killed_again_and_again_along_one_run(tmp_path: Path, unbroken: dict[str
     steps = [3, 4, 6, 9, 13, 20]
     ended = [attempt(world, step, moment) for step in steps]
     assert ended[0] is False
-    while not attempt(world, 9, moment):
+    while not attempt(world, 10, moment):
         pass
     assert world.files() == unbroken
     assert world.run() == []
