@@ -104,10 +104,11 @@ def likeliest(
     """The captions of each row of `probabilities` [images, names]."""
     # Stable, so that equal probabilities keep the names' order.
     values, classes = probabilities.sort(dim=-1, descending=True, stable=True)
-    tops = zip(values[:, : choosing.top].tolist(), classes[:, : choosing.top].tolist(), strict=True)
+    rows: list[list[float]] = values[:, : choosing.top].tolist()
+    numbers: list[list[int]] = classes[:, : choosing.top].tolist()
     return [
-        Answer(captions=tuple(_captions(row, [names[number] for number in numbers], choosing, source)))
-        for row, numbers in tops
+        Answer(captions=tuple(_captions(row, [names[number] for number in of], choosing, source)))
+        for row, of in zip(rows, numbers, strict=True)
     ]
 
 

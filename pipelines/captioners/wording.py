@@ -15,7 +15,7 @@ _ESCAPES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\|$)"  # a terminal's titles and links
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
     r"|\x1b[PX^_][^\x1b]*(?:\x1b\\|$)"  # strings to devices
-    r"|\x1b[ -/]*[0-~]?"
+    r"|\x1b[()*+][A-Z0-9]|\x1b"  # sets of characters, and whatever else begins so
 )
 _UNSEEN = re.compile(
     "["

@@ -80,7 +80,8 @@ class Caption(ShardStage):
     def rows(self, inputs: Inputs, shard: ShardPlan) -> list[Row]:
         """A row lives as long as its image: what another captioner had nothing to say of is not lost here."""
         rows = super().rows({**inputs, "captions": None}, shard)
-        for number, earlier in enumerate(inputs.get("captions") or ()):
+        others: Sequence[Any] = inputs.get("captions") or ()
+        for number, earlier in enumerate(others):
             index = earlier.index(shard.name)
             if index.keys != [row.key for row in rows]:
                 raise ValueError(
