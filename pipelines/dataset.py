@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.storage import LocalStorage, Storage
-from pipelines.shards import ShardError, ShardIndex, ShardInfo, canonical, read_index, verify_shard
+from pipelines.shards import ShardError, ShardFile, ShardIndex, ShardInfo, canonical, read_index, verify_shard
 from pipelines.stage import DROPPED
 from pipelines.tar import Span
 
@@ -146,8 +146,10 @@ class Dataset:
             self.index(shard.name)
             verify_shard(self.storage, shard)
 
-    def _reader(self, index: ShardIndex, *, whole: bool) -> _Reader:
-        return _Reader(self.storage, index.info, whole=whole or isinstance(self.storage, LocalStorage))
+    def _reader(self, index: ShardIndex, *, whole: bool) -> ShardFile | _Ranges:
+        if whole or isinstance(self.storage, LocalStorage):
+            return ShardFile(self.storage, index.info)
+        return _Ranges(self.storage, index.info)
 
 
 @dataclass(frozen=True)
@@ -245,16 +247,19 @@ def write_manifest(storage: Storage, manifest: Mapping[str, Any], kind: str = "d
 def read_manifest(storage: Storage) -> dict[str, Any]:
     """`ValueError` if there is none, if it was changed, or if its format is a later one."""
     try:
-        manifest = json.loads(storage.read(MANIFEST))
+        data = storage.read(MANIFEST)
+        manifest = json.loads(data)
     except FileNotFoundError as error:
         raise ValueError(f"{storage.url} has no {MANIFEST}: not there, or not finished.") from error
     except ValueError as error:
         raise ShardError(f"{storage.url}/{MANIFEST} is damaged.") from error
+    if not isinstance(manifest, dict):
+        raise ShardError(f"{storage.url}/{MANIFEST} is damaged.")
     if manifest.get("format") != 1:
         raise ValueError(
             f"{storage.url}/{MANIFEST} has format {manifest.get('format')}; this version reads format 1."
         )
-    if manifest.get("sha256") != _own_digest(manifest):
+    if manifest.get("sha256") != _own_digest(manifest) or not data.endswith(b"\n}\n"):
         raise ShardError(f"{storage.url}/{MANIFEST} was changed after it was written.")
     return manifest
 
@@ -275,33 +280,25 @@ def _own_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
 
 
-class _Reader:
-    """Members of one shard by span: from the verified file, or by range from a remote one."""
+class _Ranges:
+    """Members of a remote shard, each by its byte range and checked by its digest."""
 
-    def __init__(self, storage: Storage, info: ShardInfo, *, whole: bool) -> None:
-        self._storage, self._info, self._file = storage, info, None
-        if whole and info.bytes:
-            self._file = verify_shard(storage, info).open("rb")
+    def __init__(self, storage: Storage, info: ShardInfo) -> None:
+        self._storage, self._name = storage, f"{info.name}.tar"
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> _Ranges:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file:
-            self._file.close()
+        pass
 
     def read(self, span: Span) -> bytes:
         offset, size, digest = span
-        if self._file:
-            self._file.seek(offset)
-            data = self._file.read(size)
-        else:
-            try:
-                data = self._storage.read_range(f"{self._info.name}.tar", offset, size)
-            except (EOFError, FileNotFoundError) as error:
-                raise ShardError(
-                    f"{self._storage.url}/{self._info.name}.tar is cut short or missing."
-                ) from error
+        where = f"{self._storage.url}/{self._name}"
+        try:
+            data = self._storage.read_range(self._name, offset, size)
+        except (EOFError, FileNotFoundError) as error:
+            raise ShardError(f"{where} is cut short or missing.") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ShardError(f"{self._storage.url}/{self._info.name}.tar has other bytes than were written.")
+            raise ShardError(f"{where} has other bytes than were written.")
         return data
