@@ -271,7 +271,9 @@ class ShardStage(_Stage):
         rows = []
         for n, key in enumerate(first.keys):
             reject = next((i.reasons[n] for i in index.values() if i.reasons[n]), None)
-            if not reject and any(index[name].member(n, KEEP) is None for name in keeps if name in index):
+            lacks = any(index[name].member(n, KEEP) is None for name in keeps if name in index)
+            # A view says it of its own rows.
+            if not reject and (lacks or any(i.meta[n].get(KEEP) is False for i in index.values())):
                 reject = DROPPED
             read = () if reject else tuple(name for name in columns if name not in keeps)
             reads = tuple(d for name in read for d in index[name].digests(n, columns[name]))

@@ -55,9 +55,11 @@ class Evaluation:
             ValueError: too few images to judge by.
         """
         count, seed = self.stage.count, self.stage.seed
-        known = places(self.images, ("train",), "train", seed=seed, most=max(self.stage.references, count))
+        keep = self.session.inputs.get("keep")
+        most = max(self.stage.references, count)
+        known = places(self.images, ("train",), "train", seed=seed, most=most, keep=keep)
         training = known[:count]
-        real = places(self.images, HELD_OUT, "held_out", seed=seed, most=count)
+        real = places(self.images, HELD_OUT, "held_out", seed=seed, most=count, keep=keep)
         generated: list[Place] = []
         if self.generated is not None:
             generated = places(self.generated, None, "generated", seed=seed, most=count)

@@ -7,7 +7,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.dataset import join
 from pipelines.scoring.measure import Job, Measure, Place
+from pipelines.stage import KEEP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,16 +24,26 @@ FEWEST = 8
 
 
 def places(
-    dataset: Dataset, splits: Sequence[str] | None, name: str, *, seed: int, most: int | None = None
+    dataset: Dataset,
+    splits: Sequence[str] | None,
+    name: str,
+    *,
+    seed: int,
+    most: int | None = None,
+    keep: Dataset | None = None,
 ) -> list[Place]:
-    """At most `most` images (all if None) of the splits, in an order that depends on seed, name and keys."""
+    """At most `most` images (all if None) of the splits, in an order that depends on seed, name and keys; of
+    those alone that have `keep`'s column, where it is given."""
+    if keep is not None:
+        join({"images": dataset, KEEP: keep})
     found: list[tuple[bytes, Place]] = []
     for shard in dataset.shards:
         if splits is not None and shard.split not in splits:
             continue
         index = dataset.index(shard.name)
         for n, key in enumerate(index.keys):
-            if index.reasons[n] is None and index.member(n, "image"):
+            kept = keep is None or keep.index(shard.name).member(n, KEEP)
+            if index.reasons[n] is None and index.member(n, "image") and kept:
                 rank = hashlib.sha256(f"{seed}/{name}/{key}".encode()).digest()
                 found.append((rank, (shard.name, n)))
     return [place for _, place in sorted(found)[:most]]

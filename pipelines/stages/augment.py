@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pipelines.stage import Input, Kind, Session, Stage
+from pipelines.stage import KEEP, Input, Kind, Session, Stage, added
 
 if TYPE_CHECKING:
     from pipelines.dataset import Dataset
@@ -33,6 +33,10 @@ class Augment(Stage):
 
     real: Annotated[str, Input("dataset")]
     generated: Annotated[str, Input("dataset")]
+    keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """A filter or deduplicate stage over the real images: what it drops stays out, of all splits."""
+    keep_generated: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """The same over the generated images: they are taken from those that it keeps."""
     per: Literal["class", "total"] | None = None
     """Top-up of each class, or of the whole; by class where the real images have classes if None."""
     target: int | None = None
@@ -67,15 +71,18 @@ class Augment(Stage):
         by_class = bool(real.classes) if self.per is None else self.per == "class"
         if by_class:
             _check_classes(real, generated)
-        held = _groups(real, by_class=by_class)
-        offered = _groups(generated, by_class=by_class)
+        kept = _kept(real, session.inputs.get("keep"))
+        held = _groups(real, by_class=by_class, kept=kept)
+        offered = _groups(
+            generated, by_class=by_class, kept=_kept(generated, session.inputs.get("keep_generated"))
+        )
         wanted = top_up(
             {name: len(places) for name, places in held.items()}, target=self.target, max_ratio=self.max_ratio
         )
         chosen = {name: offered.get(name, [])[:count] for name, count in wanted.items()}
 
         rows = [
-            ViewRow(key=key, source="real", shard=shard.name, row=n)
+            ViewRow(key=key, source="real", shard=shard.name, row=n, keep=kept((shard.name, n)))
             for shard in real.shards
             for n, key in enumerate(real.index(shard.name).keys)
         ]
@@ -138,7 +145,17 @@ def top_up(counts: Mapping[str, int], *, target: int | None, max_ratio: float) -
     }
 
 
-def _groups(dataset: Dataset, *, by_class: bool) -> dict[str, list[Place]]:
+def _kept(dataset: Dataset, keep: Dataset | None) -> Callable[[Place], bool]:
+    """Whether a row is; `ValueError` if `keep` is about other images."""
+    if keep is None:
+        return lambda place: True
+    from pipelines.dataset import join
+
+    join({"images": dataset, KEEP: keep})
+    return lambda place: keep.index(place[0]).member(place[1], KEEP) is not None
+
+
+def _groups(dataset: Dataset, *, by_class: bool, kept: Callable[[Place], bool]) -> dict[str, list[Place]]:
     """Training images of each class, in an order that depends on their keys alone."""
     found: dict[str, list[tuple[bytes, Place]]] = (
         {name: [] for name in dataset.classes} if by_class else {ALL: []}
@@ -149,7 +166,8 @@ def _groups(dataset: Dataset, *, by_class: bool) -> dict[str, list[Place]]:
         index = dataset.index(shard.name)
         ids = _class_ids(dataset, shard.name) if by_class else {}
         for n, key in enumerate(index.keys):
-            if index.reasons[n] is None and index.member(n, "image") and (not by_class or key in ids):
+            there = index.reasons[n] is None and index.member(n, "image") and kept((shard.name, n))
+            if there and (not by_class or key in ids):
                 name = dataset.classes[ids[key]] if by_class else ALL
                 found[name].append((hashlib.sha256(key.encode()).digest(), (shard.name, n)))
     return {name: [place for _, place in sorted(places)] for name, places in found.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pipelines.scoring.features import EfficientNetFeatures, FeaturesConfig
-from pipelines.stage import Input, Kind, Session, Stage
+from pipelines.stage import KEEP, Input, Kind, Session, Stage, added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class Evaluate(Stage):
 
     images: Annotated[str, Input("dataset", ("image", "cls"))]
     """Real images: the training split is what is compared with, the held-out splits are the floor."""
+    keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
+    """A filter or deduplicate stage over the real images: only those that it keeps are compared with."""
     generated: Annotated[str | None, Input("dataset", ("image",))] = None
     model: Annotated[str | None, Input("snapshot")] = None
     """Adds reconstructions, an untrained network, and with `latents` whether its conditions matter."""

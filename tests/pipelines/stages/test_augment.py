@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.dataset import Dataset, write_manifest
+from cluster.storage import Storage
+from pipelines.dataset import Dataset, describe, write_manifest
+from pipelines.shards import write_shard
+from pipelines.stage import Row, Sample
 from pipelines.stages.augment import ALL, Augment, top_up
 from tests.pipelines.stages.test_evaluate import ToySession, colours, dataset, png
 
@@ -29,8 +32,6 @@ def labelled(
 
 def augment(tmp_path: Path, real: Dataset, generated: Dataset, *, name: str = "view", **fields: Any):
     session = ToySession({"real": real, "generated": generated}, None, tmp_path)
-    from cluster.storage import Storage
-
     session.output = Storage.at(tmp_path / name)
     said = Augment(real="r", generated="g", **fields).run(session)
     write_manifest(session.output, {"stage": "augment", "fingerprint": "f", **said})
@@ -141,3 +142,50 @@ def test_top_up_arithmetic():
     assert (
         min(size + top_up(sizes, target=None, max_ratio=1000.0)[name] for name, size in sizes.items()) == 75
     )
+
+
+def test_what_a_filter_drops_is_neither_trained_on_nor_taken(tmp_path: Path):
+    from pipelines.stages.encode import Encode
+
+    real = labelled(tmp_path / "real", {"common": 12, "rare": 4}, seed=0, held_out=4)
+    generated = labelled(tmp_path / "generated", {"common": 6, "rare": 12}, seed=50)
+
+    def half(name: str, of: Dataset) -> Dataset:
+        """Keeps every other row of a shard."""
+        infos = []
+        for shard in of.shards:
+            keys = of.index(shard.name).keys
+            samples = [Sample(key=k, members={} if n % 2 else {"keep": b"1"}) for n, k in enumerate(keys)]
+            pairs = [(Row(key=s.key), s) for s in samples]
+            infos.append(write_shard(Storage.at(tmp_path / name), shard.name, pairs, split=shard.split))
+        write_manifest(Storage.at(tmp_path / name), describe(infos, stage="filter"))
+        return Dataset.open(Storage.at(tmp_path / name))
+
+    keeps = {"keep": half("keep", real), "keep_generated": half("keep_generated", generated)}
+    kept = {
+        of: {
+            k
+            for s in d.shards
+            for k in d.index(s.name).keys
+            if d.index(s.name).member(d.index(s.name).keys.index(k), "keep")
+        }
+        for of, d in (("real", keeps["keep"]), ("generated", keeps["keep_generated"]))
+    }
+    session = ToySession({"real": real, "generated": generated, **keeps}, None, tmp_path)
+    session.output = Storage.at(tmp_path / "view")
+    said = Augment(real="r", generated="g", keep="k", keep_generated="h", target=20).run(session)
+    write_manifest(session.output, {"stage": "augment", "fingerprint": "f", **said})
+    view = Dataset.open(session.output)
+
+    records = [r for s in view.shards for r in view.read(s.name, columns=("image",))]
+    found = {of: {r.key for r in records if r.meta["source"] == of} for of in ("real", "generated")}
+    assert found["real"] == kept["real"]
+    assert {key.removeprefix("generated-") for key in found["generated"]} <= kept["generated"]
+    assert sum(c["generated"] for c in said["augmented"].values()) == len(found["generated"]) > 0
+    assert sum(c["real"] for c in said["augmented"].values()) == 8
+    # A stage that reads the view does not count what it leaves out as rejected.
+    stage, reasons = Encode(images="v", autoencoder="a"), []
+    for shard in stage.plan({"images": view}):
+        reasons += [row.reject for row in stage.rows({"images": view}, shard)]
+    assert reasons.count("dropped") == len(reasons) - len(records) == 10
+    assert set(reasons) == {None, "dropped"}

@@ -149,6 +149,22 @@ def test_like_images_are_at_the_floor_and_others_are_not(tmp_path: Path):
     assert progress[-1]["done"] == progress[-1]["total"] == 2 * 240  # features, and thumbnails
 
 
+def test_what_a_filter_drops_is_not_compared_with(tmp_path: Path):
+    strange = np.concatenate([colours(60, seed=0), colours(60, seed=3, shift=0.25)])
+    real = images(tmp_path / "real", train=strange, test=colours(40, seed=1))
+    keep = dataset(
+        tmp_path / "keep",
+        {"train": [{"keep": b"1"}] * 60 + [{}] * 60, "test": [{"keep": b"1"}] * 30 + [{}] * 10},
+    )
+    like = images(tmp_path / "like", train=colours(60, seed=2))
+    whole, _ = evaluate(tmp_path, name="a", stage={}, images=real, generated=like)
+    kept, _ = evaluate(tmp_path, name="b", stage={}, images=real, generated=like, keep=keep)
+    assert row(whole, "generated")["n"] == [60, 120]
+    assert row(kept, "generated")["n"] == [60, 60]
+    assert row(kept, "real")["n"] == [30, 60]
+    assert abs(row(kept, "generated")["kid"]["value"]) < 0.1 * row(whole, "generated")["kid"]["value"]
+
+
 def test_copies_are_found(tmp_path: Path):
     train = colours(120, seed=0)
     real = images(tmp_path / "real", train=train, validation=colours(100, seed=1))
