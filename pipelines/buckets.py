@@ -8,6 +8,7 @@ the size whose ratio is nearest to its own, by logarithm. All comparisons are of
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -106,6 +107,17 @@ def known(statistics: Mapping[str, Any]) -> dict[Size, int]:
 def main(counts: Mapping[Size, int]) -> Size:
     """The size of most samples, the narrower of equals."""
     return max(ordered(counts), key=lambda size: counts[size])
+
+
+def resolution(statistics: Mapping[str, Any]) -> int:
+    """Side of the square that stands for all sizes, px: as the manifest says, else by their mean area, and
+    made of the same steps as they are."""
+    if statistics.get("resolution"):
+        return int(statistics["resolution"])
+    counts = known(statistics)
+    area = sum(width * height * count for (width, height), count in counts.items()) / sum(counts.values())
+    step = math.gcd(*(side for size in counts for side in size))
+    return max(1, round(math.sqrt(area) / step)) * step
 
 
 def named(size: Size) -> str:

@@ -132,7 +132,7 @@ class _Opened:
 
             return self.cache.get([span[2] for span in spans if span], make)[:count]
 
-        return self._batched(job.places, features)
+        return self._batched(job.places, features, of=job.dataset)
 
     def reconstructions(self, job: Job) -> np.ndarray:
         """Features of what the autoencoder makes of images: the best that its latents can give."""
@@ -140,7 +140,7 @@ class _Opened:
         def features(places: Sequence[Place], count: int) -> np.ndarray:
             return self.extractor(self._reconstructed(job.dataset, places))[:count]
 
-        return self._batched(job.places, features)
+        return self._batched(job.places, features, of=job.dataset)
 
     def thumbnails(self, job: Job) -> np.ndarray:
         """[n, 3 * THUMBNAIL**2] pixels in [0, 1]; real images as the autoencoder gives them back."""
@@ -154,7 +154,7 @@ class _Opened:
             resized = [image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for image in images[:count]]
             return np.stack([np.asarray(image, dtype=np.float32).ravel() / 255 for image in resized])
 
-        return self._batched(job.places, small)
+        return self._batched(job.places, small, of=job.dataset)
 
     def _plain(self, dataset: str, places: Sequence[Place]) -> list[Image]:
         from pipelines import pictures
@@ -288,14 +288,40 @@ class _Opened:
                     total[:, column] += found.double().cpu().numpy()
             return total[:count] / config.draws
 
-        return self._batched(range(len(job.places)), losses)
+        return self._batched(range(len(job.places)), losses, of="latents", places=job.places)
 
-    def _batched(self, items: Sequence[Any], call: Callable[[Any, int], np.ndarray]) -> np.ndarray:
+    def _batched(
+        self,
+        items: Sequence[Any],
+        call: Callable[[Any, int], np.ndarray],
+        *,
+        of: str = "",
+        places: Sequence[Place] = (),
+    ) -> np.ndarray:
+        """What `call` makes of runs of `micro_batch` items, row by row in their order. Where dataset `of` has
+        several sizes, a run has one; an item's place in it is the item itself unless `places` says."""
         import numpy as np
 
         from pipelines.embedders.embedding import batches
 
-        return np.concatenate([call(run, count) for run, count in batches(items, self.config.micro_batch)])
+        alike: dict[Any, list[int]] = {}
+        for n in range(len(items)):
+            alike.setdefault(self._size(of, (places or items)[n]) if of else None, []).append(n)
+        found: dict[int, np.ndarray] = {}
+        for numbers in alike.values():
+            for run, count in batches(numbers, self.config.micro_batch):
+                found |= zip(run[:count], call([items[n] for n in run], count), strict=True)
+        return np.stack([found[n] for n in range(len(items))])
+
+    def _size(self, name: str, place: Place) -> tuple[int, int] | None:
+        """Width and height of a dataset's image; None where all have one size."""
+        from pipelines import buckets
+
+        dataset, (shard, n) = self.dataset(name), place
+        if not buckets.known(dataset.manifest.get("statistics", {})):
+            return None
+        meta = dataset.index(shard).meta[n]
+        return meta["width"], meta["height"]
 
 
 class _HeldOut:

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pipelines import buckets
 from pipelines.arrays import from_npy, pixels, to_npy
-from pipelines.buckets import known, listed
 from pipelines.stage import KEEP, Input, Inputs, Row, Sample, ShardPlan, ShardStage, added
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ class Encode(ShardStage):
         said: dict[str, Any] = {}
         if several:
             # What stands for all of them is the square that has their area.
-            resolution = int(inputs["images"].manifest["statistics"]["resolution"])
+            resolution = buckets.resolution(inputs["images"].manifest["statistics"])
             height = width = resolution // factor
-            said = {"sizes": listed(counts)}
+            said = {"sizes": buckets.listed(counts)}
         else:
             image = next(inputs["images"].read(shards[0], columns=("image",)))
             resolution = pixels(image.members["image"]).shape[0]
@@ -144,7 +144,7 @@ class Encode(ShardStage):
 
 def _several(inputs: Inputs) -> bool:
     """Whether ingest brought the images to sizes by their ratio, and training batches them by size."""
-    return bool(known(inputs["images"].manifest.get("statistics", {})))
+    return bool(buckets.known(inputs["images"].manifest.get("statistics", {})))
 
 
 def _batches(

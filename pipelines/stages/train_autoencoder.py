@@ -12,7 +12,7 @@ from diffusion.config import (
     KLAutoencoderConfig,
     OptimizationConfig,
 )
-from pipelines.buckets import known
+from pipelines import buckets
 from pipelines.stage import KEEP, Input, Kind, Session, Stage, added, execution, jsonable
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def resolution(images: Any) -> int:
     from pipelines import pictures
 
     statistics = images.manifest.get("statistics", {})
-    if known(statistics):
-        return int(statistics["resolution"])
+    if buckets.known(statistics):
+        return buckets.resolution(statistics)
     for shard in images.shards:
         for record in images.read(shard.name, columns=("image",)):
             return pictures.decode(record.members["image"]).width

@@ -45,7 +45,10 @@ def images(folder: Path) -> Dataset:
         Image.fromarray(picture(n)).save(buffer, "PNG")
         return {"png": buffer.getvalue(), "cls": str(n % 3).encode()}
 
-    return tiny.dataset(folder, members, classes=tiny.CLASSES, statistics=statistics())
+    def meta(n: int) -> dict[str, int]:
+        return dict(zip(("width", "height"), size(n), strict=True))
+
+    return tiny.dataset(folder, members, meta=meta, classes=tiny.CLASSES, statistics=statistics())
 
 
 def latents(folder: Path, autoencoder: SnapshotFolder) -> Dataset:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from pipelines.buckets import Buckets, ordered
+from pipelines.buckets import Buckets, known, listed, main, nearest, ordered, resolution
 
 SETTINGS = [
     Buckets(),
@@ -61,8 +61,6 @@ def test_of_two_ratios_equally_near_it_takes_the_narrower() -> None:
     assert Buckets(area=64, step=32, ratio=4.0).nearest(173, 100) == (64, 64)
     assert buckets.nearest(174, 100) == (96, 32)
     square, wide = (64, 64), (128, 32)
-    from pipelines.buckets import nearest
-
     assert nearest((200, 100), [square, wide]) == square
     assert nearest((201, 100), [square, wide]) == wide
 
@@ -105,6 +103,17 @@ def test_one_size_is_left_in_any_case_and_empty_ones_are_no_warning() -> None:
     assert buckets.merged({}) == {size: size for size in buckets.sizes()}
     # Held-out images of a size without training images go where its training images would.
     assert Buckets(smallest=2).merged({(64, 64): 5})[96, 48] == (64, 64)
+
+
+def test_a_square_stands_for_all_sizes() -> None:
+    sizes = [[48, 80, 10], [64, 64, 3], [96, 48, 7]]
+    assert resolution({"resolution": 56, "sizes": sizes}) == 56
+    # The mean area is 64.4^2 px; all sides are made of steps of 16.
+    assert resolution({"resolution": None, "sizes": sizes}) == 64
+    assert known({"sizes": sizes}) == {(48, 80): 10, (64, 64): 3, (96, 48): 7}
+    assert listed(known({"sizes": sizes})) == sizes
+    assert main(known({"sizes": [*sizes, [80, 48, 10]]})) == (48, 80)
+    assert known({}) == known({"sizes": None}) == {}
 
 
 def test_what_makes_no_sizes_is_said() -> None:

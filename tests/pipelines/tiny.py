@@ -44,7 +44,12 @@ Members = Callable[[str, int], Mapping[str, bytes]]
 
 
 def dataset(
-    folder: Path, members: Members, *, shared: Members = lambda key, n: {}, **manifest: Any
+    folder: Path,
+    members: Members,
+    *,
+    shared: Members = lambda key, n: {},
+    meta: Callable[[int], Mapping[str, Any]] = lambda n: {},
+    **manifest: Any,
 ) -> Dataset:
     """Two training shards and one for validation; `members(key, number)` makes each sample's."""
     storage = Storage.at(folder)
@@ -58,7 +63,12 @@ def dataset(
         pairs = [
             (
                 Row(key=f"k{n:03d}"),
-                Sample(key=f"k{n:03d}", members=members(f"k{n:03d}", n), shared=shared(f"k{n:03d}", n)),
+                Sample(
+                    key=f"k{n:03d}",
+                    members=members(f"k{n:03d}", n),
+                    shared=shared(f"k{n:03d}", n),
+                    meta=meta(n),
+                ),
             )
             for n in of
         ]
