@@ -35,7 +35,9 @@ def tokenizer(folder: Path, *more: str) -> Any:
     from transformers import BertTokenizerFast
 
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS, *more]))
-    return BertTokenizerFast(vocab=str(folder / "vocab.txt"), additional_special_tokens=list(more[:1]))
+    return BertTokenizerFast(
+        vocab=str(folder / "vocab.txt"), additional_special_tokens=[word for word in more if "<" in word]
+    )
 
 
 def saved(model: Any, folder: Path, *, seed: int, scale: float) -> None:
@@ -127,21 +129,61 @@ def llava(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+def qwen2_vl(folder: Path) -> None:
+    """Of as many tokens as an image is large: images of several sizes do not fit into one batch."""
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    pads = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    words = tokenizer(folder, *pads, "user", "assistant", ":")
+    text = {
+        "vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    patches = {"patch_size": 4, "temporal_patch_size": 2}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2, **patches}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    places = dict(zip(names, words.convert_tokens_to_ids(pads), strict=True))
+    config = Qwen2VLConfig(text_config=text, vision_config={**vision, "spatial_merge_size": 2}, **places)
+    saved(Qwen2VLForConditionalGeneration(config), folder, seed=3, scale=0.8)
+    images = Qwen2VLImageProcessor(**patches, merge_size=2, min_pixels=64, max_pixels=4096)
+    videos = Qwen2VLVideoProcessor(**patches, merge_size=2)
+    chat = CHAT.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    Qwen2VLProcessor(images, words, videos, chat_template=chat).save_pretrained(folder)
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "vit_gpt2": (vit_gpt2, ""),
     "blip": (blip, ""),
     "git": (git, "a red"),
     "llava": (llava, "a red fox"),
+    "qwen2_vl": (qwen2_vl, "a red fox"),
 }
 
 
+class Folders(dict[str, Path]):
+    """Of each kind, saved when it is first asked for."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self.place / name
+        self[name].mkdir()
+        KINDS[name][0](self[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    for name, (make, _) in KINDS.items():
-        made[name] = tmp_path_factory.mktemp(name)
-        make(made[name])
-    return made
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("models"))
 
 
 def image(n: int) -> Image.Image:
@@ -175,7 +217,8 @@ def reference(folder: Path, prompt: str, beams: int) -> list[str]:
     for n in range(9):
         if prompt:
             processor = AutoProcessor.from_pretrained(folder)
-            said = f"user : <image> {prompt} assistant :" if "llava" in str(folder) else prompt
+            place = {"llava": "<image>", "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>"}
+            said = f"user : {place[folder.name]} {prompt} assistant :" if folder.name in place else prompt
             inputs = dict(processor(images=image(n), text=said, return_tensors="pt"))
             inputs.pop("token_type_ids", None)
         else:
@@ -187,9 +230,20 @@ def reference(folder: Path, prompt: str, beams: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "beams"), [*((name, 1) for name in KINDS), ("vit_gpt2", 3), ("llava", 3)])
+@pytest.mark.parametrize(
+    ("name", "beams"),
+    [
+        ("vit_gpt2", 3),
+        ("qwen2_vl", 1),
+        pytest.param("vit_gpt2", 1, marks=pytest.mark.slow),
+        pytest.param("blip", 1, marks=pytest.mark.slow),
+        pytest.param("git", 1, marks=pytest.mark.slow),
+        pytest.param("llava", 1, marks=pytest.mark.slow),
+        pytest.param("llava", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_captions_are_what_the_library_says_of_each_image_alone(
-    name: str, beams: int, folders: dict[str, Path], subjects: list[Subject]
+    name: str, beams: int, folders: Folders, subjects: list[Subject]
 ) -> None:
     prompt = KINDS[name][1]
     config = ImageToText(
@@ -209,29 +263,30 @@ def test_captions_are_what_the_library_says_of_each_image_alone(
     assert captioner.answers([broken])[0].reject == "unreadable"
 
 
-def test_blip_continues_what_it_is_given(folders: dict[str, Path], subjects: list[Subject]) -> None:
+@pytest.mark.slow
+def test_blip_continues_what_it_is_given(folders: Folders, subjects: list[Subject]) -> None:
     config = ImageToText(path=str(folders["blip"]), prompt="the house", max_tokens=5)
     assert all(a.captions[0].text.startswith("the house ") for a in config.build().answers(subjects))
 
 
-def test_the_folders_contents_decide_and_not_its_place(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_folders_contents_decide_and_not_its_place(folders: Folders, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "elsewhere"
-    shutil.copytree(folders["blip"], copy)
-    one, two = ImageToText(path=str(folders["blip"])), ImageToText(path=str(copy))
+    shutil.copytree(folders["vit_gpt2"], copy)
+    one, two = ImageToText(path=str(folders["vit_gpt2"])), ImageToText(path=str(copy))
     assert one.external() == two.external()
-    assert one.external() != ImageToText(path=str(folders["git"])).external()
+    assert one.external() != ImageToText(path=str(folders["qwen2_vl"])).external()
     (copy / "chat_template.jinja").write_text("{{ messages }}")
     assert one.external() != two.external()
 
 
-def test_no_code_and_no_pickle_of_a_folder_is_run(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_no_code_and_no_pickle_of_a_folder_is_run(folders: Folders, tmp_path: Path) -> None:
     import shutil
 
     canary = tmp_path / "canary"
     folder = tmp_path / "hostile"
-    shutil.copytree(folders["git"], folder)
+    shutil.copytree(folders["vit_gpt2"], folder)
     (folder / "modeling_evil.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass Evil: pass\n")
     settings = json.loads((folder / "config.json").read_text())
     evil = dict.fromkeys(("AutoConfig", "AutoModelForImageTextToText"), "modeling_evil.Evil")
