@@ -158,6 +158,16 @@ class _Estimate:
         )
         return size, self._pool(stage, count * look, taken=count * (size.image_bytes + RECORD))
 
+    def _score(self, stage: Any) -> tuple[Size, Cost]:
+        of = self._of(stage.images)
+        seconds = of.samples * sum(1 / rates.SCORED[scorer.kind] for scorer in stage.scorers)
+        return of, self._pool(stage, seconds, taken=of.samples * (RECORD + 600))
+
+    def _filter(self, stage: Any) -> tuple[Size, Cost]:
+        """What it keeps shows only then: the stages behind it are reckoned with all."""
+        of = self._of(stage.scores[0])
+        return of, self._pool(stage, of.samples / rates.FILTERED, taken=of.samples * RECORD)
+
     def _caption(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.images)
         captions = of.samples * max(1, len(stage.captioners))

@@ -77,6 +77,18 @@ WRITE = 11.7e6
 """Pixels a second that one core encodes as lossless WebP: 179 images of 256 px (Pillow 13, EPYC)."""
 CAPTIONS = 5000.0
 """Captions a second of a template on one core; measured: captions of quickstart, less Ray's start."""
+SCORED = {
+    "size": 8000.0,
+    "sharpness": 100.0,
+    "nsfw": 30.0,
+    "function": 100.0,
+    "similarity": 8.0,
+    "aesthetic": 8.0,
+}
+"""Images a second that one core scores; measured at 0.3 megapixels on a busy Xeon, a function and open_clip's
+ViT-B/32 supposed."""
+FILTERED = 5000.0
+"""Rows a second that thresholds are set to; measured: `filter` on emoji3d."""
 START = 4.0
 """Seconds until a stage's workers have imported what they need; measured: quickstart."""
 PIXEL = 1.2

@@ -98,3 +98,18 @@ def test_what_is_finished_says_what_it_holds(tmp_path: Path) -> None:
     # 109 s when the shipped recipe drew as many on 2 cores
     assert 0.5 < (found.stages["pictures"].seconds or 0) / 109 < 2
     assert not any("not there" in line or "lossless" in line for line in found.assumptions)
+
+
+def test_scoring_costs_what_its_scorers_do_and_a_filter_next_to_nothing(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: r\n"
+        "stages:\n"
+        "  images: {stage: ingest, source: {kind: folder, path: nowhere}, size: 64}\n"
+        "  cheap: {stage: score, images: images}\n"
+        "  gate: {stage: score, images: images, scorers: [{kind: nsfw}, {kind: sharpness}, {kind: size}]}\n"
+        "  kept: {stage: filter, scores: [cheap, gate], keep: {nsfw: {max: 0.2}}}\n"
+    )
+    found = costs(str(recipe), tmp_path / "store", images=100_000).stages
+    assert 2 < found["gate"].seconds / found["cheap"].seconds < 8
+    assert found["kept"].seconds < found["cheap"].seconds / 10
