@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from pipelines.sources.columns import Kind
 from pipelines.sources.copies import unread
+from pipelines.sources.layout import up_to
 
-MAGIC = b"PAR1"
+_MAGIC = b"PAR1"
+_FOOTER_BYTES = 1 << 28
 ROWS = 16_384
 """Of a row group without bytes of images that one task reads at most."""
 _BATCH = 32
 _SMALL_BATCH = 2048
 _RATIO, _FREE = 200, 1 << 26
 """Unpacked bytes for each packed one of an image's column, past the first so many."""
-_OBJECTS = (b"arrow.py_extension_type", b"ray.data.arrow_")
+_OBJECTS = (b"arrow.py_extension_type", b"ray.data.")
 """Extension types whose readers once unpickled what a file says (CVE-2023-47248, CVE-2026-41486)."""
 
 
@@ -34,12 +35,12 @@ class RowGroups:
         import pyarrow.parquet as pq
 
         try:
-            # The footer alone: a schema with extension types is not looked at before their names are.
-            metadata = pq.read_metadata(file)
-            self.said = {k.decode("utf-8", "replace"): v for k, v in (metadata.metadata or {}).items()}
-            _check(self.said.get("ARROW:schema", b""))
+            # By its bytes, as opening it by pyarrow, for its metadata alone too, makes its extension types.
+            _check(_footer(file))
             file.seek(0)
-            self._file = pq.ParquetFile(file, metadata=metadata, pre_buffer=False, buffer_size=1 << 20)
+            self._file = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            said = self._file.metadata.metadata or {}
+            self.said = {name.decode("utf-8", "replace"): value for name, value in said.items()}
             self.columns: dict[str, Kind] = {
                 field.name: _kind(field.type) for field in self._file.schema_arrow
             }
@@ -118,12 +119,28 @@ def _kind(kind: Any) -> Kind:
     return "number" if types.is_integer(kind) or types.is_floating(kind) else "other"
 
 
-def _check(schema: bytes) -> None:
-    try:
-        plain = base64.b64decode(schema)
-    except binascii.Error:
-        raise ValueError("its Arrow schema is not base64") from None
-    if any(name in plain for name in _OBJECTS):
-        raise ValueError(
-            "it has columns of Python objects, which are never read; write images as encoded bytes"
-        )
+def _footer(file: BinaryIO) -> bytes:
+    """The metadata at a Parquet file's end, as they lie there."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 8))
+    end = up_to(file, 8)
+    length = int.from_bytes(end[:4], "little")
+    if end[4:] != _MAGIC or length > min(size - 8, _FOOTER_BYTES):
+        raise ValueError("not Parquet, or cut short")
+    file.seek(size - 8 - length)
+    return up_to(file, length)
+
+
+def _check(footer: bytes) -> None:
+    if any(needle in footer for name in _OBJECTS for needle in _in_base64(name)):
+        raise ValueError("it has columns of Python objects, which are never read: write encoded images")
+
+
+def _in_base64(text: bytes) -> list[bytes]:
+    """What is seen of a text in base64, in which the Arrow schema stands, for each of three places to begin."""
+    found = []
+    for before in range(3):
+        coded = base64.b64encode(bytes(before) + text).rstrip(b"=")
+        # The first and the last characters hold bits of what stands beside it.
+        found.append(coded[-(-before * 8 // 6) : (before + len(text)) * 8 // 6])
+    return found

@@ -1,4 +1,4 @@
-"""Folders as img2dataset 1.47.0 writes them (its writer.py, downloader.py and logger.py), without a network."""
+"""Folders as img2dataset 1.47.0 writes them (writer.py, downloader.py, logger.py), without a network."""
 
 from __future__ import annotations
 
@@ -89,9 +89,11 @@ def shard(
             f"{key}.{ending}": member
             for key, data, told in samples
             for ending, member in (
-                ("jpg", data), ("txt", told["caption"].encode()), ("json", json.dumps(told, indent=4).encode()),
+                ("jpg", data),
+                ("txt", told["caption"].encode()),
+                ("json", json.dumps(told, indent=4).encode()),
             )
-        }  # fmt: skip
+        }
         if output == "files":
             (folder / stem).mkdir(exist_ok=True)
             for name, member in members.items():
