@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import LocalStorage, Storage
-from pipelines.dataset import Dataset, describe, write_manifest
+from cluster.storage import Storage
 from pipelines.shards import (
-    ShardError,
     ShardInfo,
     canonical,
-    is_key,
     read_index,
     verify_shard,
     write_shard,
@@ -155,89 +152,3 @@ def test_a_foreign_tar_without_index_is_made_again(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "b" / "00000.tar", tmp_path / "a" / "00000.tar")
     (tmp_path / "a" / "00000.parquet").unlink()
     assert write(tmp_path / "a") == first
-
-
-KINDS = ("boundary", "cut", "flip", "junk", "swap", "delete", "index flip", "index cut", "both swapped")
-
-
-def mutate(draw: random.Random, tar: Path, parquet: Path, other: Path) -> str:
-    """One damage to a committed shard."""
-    kind = draw.choice(KINDS)
-    data = bytearray(tar.read_bytes())
-    index = bytearray(parquet.read_bytes())
-    if kind == "boundary":
-        tar.write_bytes(data[: 512 * draw.randrange(len(data) // 512)])
-    elif kind == "cut":
-        tar.write_bytes(data[: draw.randrange(len(data))])
-    elif kind == "flip":
-        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        tar.write_bytes(data)
-    elif kind == "junk":
-        tar.write_bytes(data + draw.randbytes(draw.randrange(1, 2000)))
-    elif kind == "swap":
-        shutil.copy(other.with_suffix(".tar"), tar)
-    elif kind == "delete":
-        tar.unlink()
-    elif kind == "index flip":
-        index[draw.randrange(len(index))] ^= 1 << draw.randrange(8)
-        parquet.write_bytes(index)
-    elif kind == "index cut":
-        parquet.write_bytes(index[: draw.randrange(len(index))])
-    else:
-        shutil.copy(other.with_suffix(".tar"), tar)
-        shutil.copy(other.with_suffix(".parquet"), parquet)
-    return kind
-
-
-def test_no_damage_reaches_a_reader(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path / "good")
-    infos = [write(storage.path, name, seed=n) for n, name in enumerate(("00000", "00001"))]
-    write_manifest(storage, describe(infos, stage="test"))
-    truth = [record.members for record in Dataset.open(storage).read("00000", columns=("webp", "json"))]
-    draw = random.Random(0)
-    for n in range(150):
-        folder = tmp_path / "bad"
-        shutil.copytree(storage.path, folder)
-        dataset = Dataset.open(Storage.at(folder))
-        if n % 10 == 0:
-            # No false alarm: the copy as it is reads as the original.
-            assert [r.members for r in dataset.read("00000", columns=("webp", "json"))] == truth
-        before = [(folder / f"00000.{ending}").read_bytes() for ending in ("tar", "parquet")]
-        kind = mutate(draw, folder / "00000.tar", folder / "00000.parquet", folder / "00001")
-        after = [
-            path.read_bytes() if (path := folder / f"00000.{e}").exists() else b"" for e in ("tar", "parquet")
-        ]
-        used = []
-        reader = Dataset.open(Storage.at(folder)).read("00000", columns=("webp", "json"))
-        try:
-            used += (record.members for record in reader)
-        except ShardError:
-            assert used == [], f"{kind}: samples were used before the damage was seen"
-        else:
-            # Bytes of a parquet that mean nothing (padding, statistics) may differ; what is read may not.
-            assert before[0] == after[0], f"{kind} of the tar was not seen"
-            assert used == truth, kind
-        shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "legal"),
-    [
-        ("0023-20e3", True),
-        ("a", True),
-        ("a.b", False),
-        ("a/b", False),
-        ("é", False),
-        ("-a", False),
-        ("a" * 81, False),
-    ],
-)
-def test_keys(name: str, legal: bool) -> None:
-    assert is_key(name) == legal
-
-
-def test_canonical_json_has_one_spelling() -> None:
-    assert canonical({"b": 1, "a": ["é", 0.1, None]}) == '{"a":["é",0.1,null],"b":1}'.encode()
-    assert canonical("\udcff") == b'"\\udcff"'
-    with pytest.raises(ValueError, match="JSON"):
-        canonical(float("nan"))
