@@ -17,6 +17,7 @@ from cluster.storage import Storage
 from pipelines.shards import canonical
 from pipelines.sources.layout import label_of, split_of
 from pipelines.sources.listing import hashed_key, plain_key, printable
+from pipelines.sources.said import joined
 from pipelines.sources.sightings import GROUP, table, unit
 
 
@@ -79,7 +80,7 @@ class Joiner:
     def _meet(self, group: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         """Images of one stem with what is said of them, and how many files are none of them."""
         images = {row["name"]: row for row in group if not row["side"]}
-        several = [row for row in group if not row["side"]]
+        several = _once([row for row in group if not row["side"]])
         said: dict[bytes, dict[str, Any]] = {}
         stated: dict[bytes, str] = {}
         for row in group:
@@ -142,6 +143,20 @@ class Joiner:
             "hash": row.get("hash"),
             "mirrored": row.get("mirrored"),
         }
+
+
+def _once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Images; one that several parts name, as rows of captions do, is one with all that they say of it."""
+    found: dict[tuple[bytes, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["name"], row["where"], row["facts"])):
+        # What lies nowhere is not known to be the same.
+        place = (row["name"], row["where"]) if row["where"] != "null" else (row["name"], str(len(found)))
+        first = found.setdefault(place, row)
+        if first is not row:
+            facts = joined(json.loads(first["facts"]), json.loads(row["facts"]))
+            both = {name: first[name] or row[name] for name in ("key", "split")}
+            found[place] = {**first, **both, "facts": canonical(facts).decode()}
+    return list(found.values())
 
 
 def ranges(rows: int, folder: str, *, each: int = 1 << 18) -> list[Range]:

@@ -137,7 +137,7 @@ def _check(footer: bytes) -> None:
 
 
 def _in_base64(text: bytes) -> list[bytes]:
-    """What is seen of a text in base64, in which the Arrow schema stands, for each of three places to begin."""
+    """What is seen of a text in base64, in which Arrow schemas stand, for each of three places to begin."""
     found = []
     for before in range(3):
         coded = base64.b64encode(bytes(before) + text).rstrip(b"=")

@@ -137,13 +137,5 @@ def _of(value: Any) -> tuple[bytes | None, Any]:
 
 
 def _joined(first: Found, other: Found) -> Found:
-    """One image that two rows name: further texts are kept, all else is as it was said first."""
-    facts = {**other.facts, **first.facts}
-    texts = [
-        *first.facts.get("texts", [first.facts.get("text")]),
-        *other.facts.get("texts", [other.facts.get("text")]),
-    ]
-    texts = list(dict.fromkeys(text for text in texts if isinstance(text, str)))
-    if len(texts) > 1:
-        facts["texts"] = texts
-    return replace(first, facts=facts, split=first.split or other.split)
+    """One image that two rows name."""
+    return replace(first, facts=said.joined(first.facts, other.facts), split=first.split or other.split)

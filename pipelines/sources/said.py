@@ -53,6 +53,18 @@ def facts(said: Mapping[Any, Any]) -> dict[str, Any]:
     return kept
 
 
+def joined(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What two rows say of one image: further texts are kept, all else is as it was said first."""
+    told = [text for one in (first, other) for text in one.get("texts") or [one.get("text")]]
+    texts = list(dict.fromkeys(text for text in told if isinstance(text, str)))
+    return {
+        **other,
+        **first,
+        **({"text": texts[0]} if texts else {}),
+        **({"texts": texts} if texts[1:] else {}),
+    }
+
+
 def parsed(data: bytes) -> dict[str, Any] | None:
     """The facts in a JSON object; None if it is none, deeper than the interpreter goes, or not UTF-8."""
     try:

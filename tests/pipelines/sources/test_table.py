@@ -285,3 +285,19 @@ def test_a_bucket_is_left_by_no_address(tmp_path: Path, monkeypatch: pytest.Monk
     for said in [*buckets, "gs://bucket/photos/a.png", "../a.png", "/a.png", "file:///etc/passwd"]:
         with pytest.raises(Refused, match="outside"):
             root.find(said)
+
+
+def test_an_image_that_several_parts_name_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of one image stand anywhere in a table, as COCO's do."""
+    monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lines, "STEP", 60)
+    photos(tmp_path, 3)
+    rows = [f"photos/00{n % 3}.png,words {n:02d},{n % 3}\n" for n in range(30)]
+    (tmp_path / "t.csv").write_text("path,text,class\n" + "".join(rows))
+    source = TableSource(path=tmp_path / "t.csv")
+    assert len(leaves(source)) > 9
+    found = source.listing().entries
+    assert [entry.key for entry in found] == ["photos__000", "photos__001", "photos__002"]
+    for n, entry in enumerate(found):
+        assert sorted(entry.facts["texts"]) == [f"words {k:02d}" for k in range(n, 30, 3)]
+        assert entry.facts["label"] == str(n)
