@@ -33,8 +33,8 @@ class Perceptual:
 class Semantic:
     """Equal bytes, or features of a network that point the same way, each such pair then verified.
 
-    With `verify` it finds resized, recompressed, cropped, mirrored and recoloured copies; without, whatever the
-    network takes for the same thing, which is a matter of taste and not of copies.
+    With `verify` it finds resized, recompressed, cropped, mirrored and recoloured copies; without, whatever
+    the network takes for the same thing, which is a matter of taste and not of copies.
     """
 
     kind: Literal["semantic"] = "semantic"

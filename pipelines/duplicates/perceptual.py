@@ -1,11 +1,14 @@
 """Near-duplicates: a perceptual hash, and the clusters of those that nearly agree.
 
 Splits are made over clusters, so that no near-copy of a training image is tested on.
+
+COMPARISON
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,8 @@ _FLAT = 2.0
 """Standard deviation, in gray levels, below which a picture has no shape to compare."""
 _BANDS = 4
 _BAND_BITS = 16
+_AT_ONCE = 1 << 20
+"""Pairs of hashes that are compared at once."""
 REACH = 2 * _BANDS - 1
 """Largest distance in bits at which every pair is found: of 4 bands one then differs in at most 1 bit."""
 
@@ -114,6 +119,38 @@ def _pairs(left: np.ndarray, right: np.ndarray, distance: int) -> Iterator[tuple
                 near = np.bitwise_count(left[a] ^ right[b]) <= distance
                 near &= a != b
                 yield from zip(a[near].tolist(), b[near].tolist(), strict=True)
+
+
+def bands(distance: int) -> list[tuple[int, int]]:
+    """(shift, width) in bits of distance + 1 bands: of hashes that far apart at most, one band is equal."""
+    edges = [64 * n // (distance + 1) for n in range(distance + 2)]
+    return [(low, high - low) for low, high in itertools.pairwise(edges)]
+
+
+def banded_pairs(
+    left_values: np.ndarray, left: np.ndarray, right_values: np.ndarray, right: np.ndarray, distance: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Numbers of hashes left and right of equal values, at most `distance` bits apart, and the bits.
+
+    All uint64; both hashes of a pair are told in one order only where they are the same number.
+    """
+    order = np.argsort(left_values, kind="stable")
+    values = left_values[order]
+    low, high = (np.searchsorted(values, right_values, side) for side in ("left", "right"))
+    ends = np.cumsum(high - low)
+    start = 0
+    while start < len(right):
+        # so many at once that a crowded value takes no more memory than a lone one
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _AT_ONCE, "right")))
+        counts = (high - low)[start:stop]
+        b = np.repeat(np.arange(start, stop), counts)
+        offsets = np.arange(len(b)) - np.repeat(np.cumsum(counts) - counts, counts)
+        a = order[np.repeat(low[start:stop], counts) + offsets]
+        bits = np.bitwise_count(left[a] ^ right[b])
+        near = bits <= distance
+        yield a[near], b[near], bits[near].astype(np.float32)
+        start = stop
 
 
 def _bits(low: np.ndarray) -> int:

@@ -9,6 +9,7 @@ STAGES: dict[str, str] = {
     "ingest": "pipelines.stages.ingest:Ingest",
     "score": "pipelines.stages.score:Score",
     "filter": "pipelines.stages.filter:Filter",
+    "deduplicate": "pipelines.stages.deduplicate:Deduplicate",
     "caption": "pipelines.stages.caption:Caption",
     "train_autoencoder": "pipelines.stages.train_autoencoder:TrainAutoencoder",
     "encode": "pipelines.stages.encode:Encode",
