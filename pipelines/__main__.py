@@ -29,6 +29,7 @@ def commands() -> Any:
 
     from pipelines.commands.apply import Apply
     from pipelines.commands.export import Export
+    from pipelines.commands.gc import Gc
     from pipelines.commands.generate import Generate
     from pipelines.commands.init import Init
     from pipelines.commands.jobs import Jobs
@@ -48,6 +49,7 @@ def commands() -> Any:
         | Annotated[Apply, subcommand("apply")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Models, subcommand("models")]
+        | Annotated[Gc, subcommand("gc")]
         | Annotated[Ui, subcommand("ui")]
     )
 

@@ -77,12 +77,13 @@ def _run(
 ) -> RunResult:
     start, recipe, store = time.monotonic(), planner.recipe, planner.store
     first = planner.plan()
+    if first.done:
+        first = note_done(planner, partial=uses.partial)
     bus = Bus(list(listeners))
     told = {"kind": "plan", "stage": "", "recipe": recipe.name, "store": store.url,
             "stages": [stage.as_json() for stage in first.stages]}  # fmt: skip
     bus(told)
     if first.done:
-        note_done(first, store, partial=uses.partial)
         seconds = time.monotonic() - start
         bus({"kind": "run_end", "stage": "", "state": "done", "seconds": seconds})
         return RunResult(plan=first, ran=(), seconds=seconds)

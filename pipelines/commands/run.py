@@ -54,7 +54,7 @@ class Run:
     def __call__(self, flags: Sequence[str]) -> int:
         from cluster.jobs import current
         from pipelines import config
-        from pipelines.runner.plan import plan
+        from pipelines.runner.plan import Planner, plan
         from pipelines.runner.uses import note_done
 
         if self.recipe is None:
@@ -73,6 +73,8 @@ class Run:
         retry = Retry.of(recipe, place, planned) if self.retry_rejects else None
         if retry is not None:
             planned = plan(recipe, place, until=self.until, force=self.force)
+        if planned.done:
+            planned = note_done(Planner(recipe, place, until=self.until), partial=self.until is not None)
         if not self.json:
             for line in retry.announced() if retry else ():
                 screen.print(line, markup=False, soft_wrap=True)
@@ -89,8 +91,6 @@ class Run:
             planned = plan(recipe, place, until=self.until)
             if not self.json:
                 _show_drawn(screen, planned)
-        else:
-            note_done(planned, place, partial=self.until is not None)
         if self.json:
             said = {"retried": retry.found(planned)} if retry else {}
             say_json(_summary(planned, place) | said)

@@ -132,10 +132,17 @@ def read_uses(folder: Storage) -> Used:
     return {}
 
 
-def note_done(planned: Plan, store: Storage, *, partial: bool = False) -> None:
-    """Makes a plan in which nothing is left to do what the recipe's last run used."""
-    with contextlib.suppress(OSError, ValueError):  # a store that may only be read
-        Uses(store, planned.recipe, partial=partial).keep(planned)
+def note_done(planner: Planner, *, partial: bool = False) -> Plan:
+    """Makes a plan in which nothing is left to do what the recipe's last run used.
+
+    Gives the plan as it is then: what gc was deleting meanwhile is to be made again.
+    """
+    uses = Uses(planner.store, planner.recipe.name, partial=partial)
+    try:
+        with uses.held(planner):
+            return uses.settle(planner)
+    except OSError:  # a store that may only be read
+        return planner.plan()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What is in a store: shown to people, and cleared of what nothing uses."""
