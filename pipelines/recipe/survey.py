@@ -5,19 +5,18 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.storage import Storage, cache_folder
 from pipelines.sources import FolderSource, ZipSource
+from pipelines.sources.blobs import Blobs
 from pipelines.sources.listing import Entry
-from pipelines.sources.untrusted import Call, Task, in_child, opened
+from pipelines.sources.source import Reader
 
 BATCH = 200
 """Images that one disposable process looks at."""
-SMALL = 32
-"""JPEGs are decoded at a fraction of their size, down to this side: enough to find what is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Survey:
     metadata: tuple[str, ...] = ()
     """What else metadata says of images."""
     looked: int = 0
-    """Images that were decoded: all, or as many as the time allowed, drawn at random."""
+    """Images that were decoded: all whose header is sound, or as many as the time allowed, drawn at random."""
     kinds: Counter[str] = field(default_factory=Counter)
     sides: tuple[tuple[int, int], ...] = ()
     """(width, height) of the images that were decoded."""
@@ -72,66 +71,48 @@ def survey(path: Path, *, seconds: float = 20.0) -> Survey:
     """
     if not path.exists():
         raise ValueError(f"there is no {path}.")
+    from pipelines.sources.survey import listing
+    from pipelines.sources.untrusted import Task, looked_at
+    from pipelines.stages.ingest import Ingest
+
     source = FolderSource(path=path) if path.is_dir() else ZipSource(path=path)
-    listing = source.listing()
-    if not listing.entries:
-        raise ValueError(f"{path} has no image in it ({listing.ignored} other files).")
-    entries = list(listing.entries)
-    broken = [(e.name, e.reject) for e in entries if e.reject]
-    whole = [e for e in entries if not e.reject]
+    found = listing(source)
+    if not found.entries:
+        raise ValueError(f"{path} has no image in it ({found.ignored} other files).")
+    entries = list(found.entries)
+    broken = [(e.name, reason) for e in entries if (reason := e.reject or e.fault)]
+    whole = [e for e in entries if not (e.reject or e.fault)]
     random.Random(0).shuffle(whole)
-    task = _task(source)
-    looks: list[tuple[Entry, Any]] = []
+    stage = Ingest(source=source)
+    task = Task(background=stage.background, max_bytes=stage.max_bytes, max_pixels=stage.max_pixels)
+    reader = source.reader(Blobs(Storage.at(cache_folder())))
+    looks: list[tuple[Entry, str | None]] = []
     until = time.monotonic() + seconds
     while whole and time.monotonic() < until:
         batch, whole = whole[:BATCH], whole[BATCH:]
-        looks += zip(batch, in_child(measure, task, [(e.where, e.digest) for e in batch]), strict=True)
-    good = [look for _, look in looks if "reject" not in look]
+        # What cannot be read is as good as empty.
+        data = (_read(reader, entry, stage.max_bytes) for entry in batch)
+        for entry, look in zip(batch, looked_at(task, data), strict=True):
+            looks.append((entry, look.get("reject")))
+    good = [entry for entry, reject in looks if reject is None]
     facts = Counter(key for e in entries for key in e.facts)
     return Survey(
         source=source,
         images=len(entries),
-        ignored=listing.ignored,
+        ignored=found.ignored,
         texts=facts.pop("text", 0),
         labels=Counter(str(e.facts["label"]) for e in entries if e.facts.get("label") is not None),
         splits=Counter(e.split for e in entries if e.split),
         metadata=tuple(sorted(set(facts) - {"label", "file_name"})),
         looked=len(looks),
-        kinds=Counter(look["kind"] for look in good),
-        sides=tuple((look["width"], look["height"]) for look in good),
-        broken=tuple(sorted([*broken, *((e.name, look["reject"]) for e, look in looks if "reject" in look)])),
+        kinds=Counter(entry.kind for entry in good if entry.kind),
+        sides=tuple((entry.width, entry.height) for entry in good if entry.width and entry.height),
+        broken=tuple(sorted([*broken, *((entry.name, reject) for entry, reject in looks if reject)])),
     )
 
 
-def _task(source: FolderSource | ZipSource) -> Task:
-    """The limits that `ingest` has by default."""
-    from pipelines.stages.ingest import Ingest
-
-    stage = Ingest(source=source)
-    return Task(
-        source=source, background=stage.background, max_bytes=stage.max_bytes, max_pixels=stage.max_pixels
-    )
-
-
-def measure(call: Call) -> Iterator[dict[str, Any]]:
-    """For each input {"kind", "width", "height"}, or {"reject"}; runs in a disposable child."""
-    from pipelines.sources.decode import Reject, decode
-
-    task, items = opened(call)
-    reader = task.source.reader()
-    for where, _ in items:
-        try:
-            data = reader.read(where, task.max_bytes)
-            picture = decode(
-                data,
-                background=task.background,
-                max_bytes=task.max_bytes,
-                max_pixels=task.max_pixels,
-                smallest=SMALL,
-            )
-        except OSError:
-            yield {"reject": "unreadable"}
-        except Reject as reject:
-            yield {"reject": str(reject)}
-        else:
-            yield {"kind": picture.kind, "width": picture.width, "height": picture.height}
+def _read(reader: Reader, entry: Entry, limit: int) -> bytes:
+    try:
+        return reader.read(entry.where, limit)
+    except OSError:
+        return b""

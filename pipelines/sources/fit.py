@@ -8,44 +8,102 @@ from typing import Any, Literal
 from pipelines.sources.decode import Picture
 
 Resize = Literal["crop", "fit", "pad", "none"]
-Format = Literal["webp", "png"]
+Resample = Literal["lanczos", "area"]
+Format = Literal["webp", "png", "jpg"]
+Size = int | tuple[int, int]
+"""px: the side of a square, or (width, height)."""
 
 
-def fit(picture: Picture, *, size: int, resize: Resize, background: str) -> tuple[Any, bool]:
-    """The picture at `size` by `size` px, and whether that changed it.
+def scale(width: int, height: int, *, size: Size, resize: Resize) -> float:
+    """By how much `fit` changes lengths; 1 where it changes none."""
+    across, down = _sides(size)
+    if resize == "none":
+        return 1.0
+    if resize == "crop":
+        return max(across / width, down / height)
+    found = min(across / width, down / height)
+    return min(found, 1.0) if resize == "pad" else found
 
-    crop: the shorter side is brought to `size`, the middle kept. fit: the longer side is brought to `size`,
-    the rest is background. pad: as fit, but never enlarged. none: as it is. Lanczos, on what is already flat.
+
+def decoded_scale(width: int, height: int, *, size: Size, resize: Resize, resample: Resample) -> float:
+    """The scale at which a picture may be decoded for `fit`: for area the result's, for Lanczos twice that.
+
+    Against area after decoding in full, area has a median PSNR of 46 dB and a 1st percentile of 30 (from 256
+    to 1024 px to 256, fine textures among them).
+    """
+    found = scale(width, height, size=size, resize=resize)
+    return found if resample == "area" else 2 * found
+
+
+def is_changed(width: int, height: int, *, size: Size, resize: Resize) -> bool:
+    """Whether `fit` changes a picture of this size."""
+    return resize != "none" and (width, height) != _sides(size)
+
+
+def fit(
+    picture: Picture, *, size: Size, resize: Resize, background: str, resample: Resample = "lanczos"
+) -> tuple[Any, bool]:
+    """The picture at `size`, and whether that changed it.
+
+    crop: scaled until it covers `size`, the middle kept. fit: scaled until it lies within, the rest is
+    background. pad: as fit, but never enlarged. none: as it is.
+
+    lanczos is the sharpest. area weighs the pixels that lie under the new one, and is made for speed: by
+    Pillow's Hamming filter, which is 54 dB from weights by exact area, where its Box is 44.
     """
     from PIL import Image, ImageColor
 
     image = picture.image
-    if resize == "none" or image.size == (size, size):
+    if not is_changed(picture.width, picture.height, size=size, resize=resize):
         return image, False
+    across, down = _sides(size)
+    # What was decoded may be smaller than the file's picture.
     width, height = image.size
+    inner, box = (across, down), (0.0, 0.0, float(width), float(height))
     if resize == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0), True
-    scale = size / max(width, height)
-    if resize == "pad":
-        scale = min(scale, 1.0)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if inner != image.size:
-        image = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        cut = min(float(width), height * across / down), min(float(height), width * down / across)
+        left, top = (width - cut[0]) / 2, (height - cut[1]) / 2
+        box = (left, top, min(left + cut[0], width), min(top + cut[1], height))
+    else:
+        by = scale(picture.width, picture.height, size=size, resize=resize)
+        inner = (max(1, round(picture.width * by)), max(1, round(picture.height * by)))
+    if inner != image.size or box != (0, 0, *inner):
+        way = Image.Resampling.LANCZOS
+        if resample == "area":
+            smaller = inner[0] <= box[2] - box[0]
+            way = Image.Resampling.HAMMING if smaller else Image.Resampling.BICUBIC
+        image = image.resize(inner, way, box=box, reducing_gap=3.0)
+    if inner == (across, down):
+        return image, True
     red, green, blue, *_ = ImageColor.getrgb(background)
     if image.mode == "L" and not red == green == blue:
         image = image.convert("RGB")
-    ground = Image.new(image.mode, (size, size), red if image.mode == "L" else (red, green, blue))
-    ground.paste(image, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    ground = Image.new(image.mode, (across, down), red if image.mode == "L" else (red, green, blue))
+    ground.paste(image, ((across - inner[0]) // 2, (down - inner[1]) // 2))
     return ground, True
 
 
-def encode(image: Any, form: Format) -> bytes:
-    """Lossless bytes without any metadata; equal for equal pixels and codec versions."""
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def encode(image: Any, form: Format, *, quality: int = 95) -> bytes:
+    """Bytes without any metadata, equal for equal pixels and codec versions; lossless but for jpg.
+
+    Args:
+        image: PIL image of mode RGB or L.
+        quality: of a jpg, whose colours keep their full resolution.
+    """
+    import numpy as np
     from PIL import Image
 
+    if form == "jpg":
+        import simplejpeg
+
+        array = np.ascontiguousarray(image)
+        if image.mode == "L":
+            return simplejpeg.encode_jpeg(array[:, :, None], quality, "GRAY", "Gray")
+        return simplejpeg.encode_jpeg(array, quality, "RGB", "444")
     # A copy from the pixels alone: nothing that the original carried (place, owner, profile) comes along.
     plain = Image.frombytes(image.mode, image.size, image.tobytes())
     sink = io.BytesIO()
@@ -60,7 +118,9 @@ def encode(image: Any, form: Format) -> bytes:
 def codecs() -> dict[str, str | None]:
     """Versions that decide encoded bytes, for the record."""
     import PIL
+    import simplejpeg
     from PIL import features
 
     names = {"webp": "webp", "zlib": "zlib", "jpeg": "jpg", "lcms": "littlecms2"}
-    return {"pillow": PIL.__version__} | {name: features.version(feature) for name, feature in names.items()}
+    found = {name: features.version(feature) for name, feature in names.items()}
+    return {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__} | found

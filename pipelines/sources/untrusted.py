@@ -1,158 +1,239 @@
-"""What is done to each input, in a disposable child: looked at for near-duplicates, or made into a sample."""
+"""What is done to each input: looked at for near-duplicates, or made into a sample.
+
+Containers are read here, in plain Python; what must be decoded goes, stripped, to a disposable child.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from cluster.child import ChildDied, run_in_child
-from pipelines.sources import Source
-from pipelines.sources.decode import Reject, decode
-from pipelines.sources.fit import Format, Resize, encode, fit
+from cluster.children import Died, Done, Ended, Limits, Work, in_children
+from pipelines.sources.containers.facts import Header
+from pipelines.sources.decode import Checked, Reject, checked, keepable, pixels
+from pipelines.sources.fit import Format, Resample, Resize, Size, decoded_scale, encode, fit, is_changed
+from pipelines.sources.magic import DECODED, kind_of
+from pipelines.sources.memory import needed
+from pipelines.sources.reject import REASONS
 
-SECONDS = 20
-"""One input may take so long."""
-_TRIES = 2
+MEMORY = 440 << 20
+"""Bytes that a child may take for its pictures; with what it imports it stays below 512 MiB.
+
+Those few pictures whose header says that they need more get a child each that may take what they need."""
+LOOK = 64
+"""px of the shorter side at which a picture is looked at, at least."""
+_MODULES = (
+    "PIL.ImageCms",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.WebPImagePlugin",
+    "numpy",
+    "pipelines.duplicates",
+    "pipelines.sources.untrusted",
+    "simplejpeg",
+)
+"""What children need, imported once by the process that they are forked from."""
+
+
+Item = bytes | tuple[bytes, Size]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a child is told beside its inputs."""
+    """What is done to each input, and the limits."""
 
-    source: Source
     background: str
+    """CSS colour that shows through transparency and fills up."""
     max_bytes: int
     max_pixels: int
-    size: int = 64
+    size: Size = 64
     resize: Resize = "crop"
     form: Format = "webp"
-
-    @property
-    def memory(self) -> int:
-        """Bytes that a child may take: what decoding the largest allowed picture needs, and some more."""
-        return (1 << 29) + 16 * self.max_pixels + 4 * self.max_bytes
-
-
-Item = tuple[str | int, str]
-"""`Entry.where` and `Entry.digest` of one input."""
-Call = dict[str, Any]
-"""A task and its items as JSON, which is all that a child is sent."""
+    """Of pictures that change; the others keep their bytes, stripped."""
+    resample: Resample = "lanczos"
+    quality: int = 95
+    """Of the form jpg."""
+    validate: Literal["header", "full"] = "full"
+    """Whether pictures that keep their bytes are decoded too: "header" only reads their container."""
+    threads: int = 1
+    """Pictures that a child works on at once; decides nothing."""
 
 
-def in_child(function: Callable[[Call], Any], task: Task, items: Sequence[Item]) -> list[Any]:
-    """One result an item, in order; an item that kills its child twice gets {"reject": "poison"}.
+def looked_at(
+    task: Task, items: Iterable[bytes], *, ended: Callable[[Ended], None] = lambda end: None
+) -> Iterator[dict[str, Any]]:
+    """For each input its perceptual hashes ("hash", "mirrored"; absent in a flat picture), or "reject".
 
-    Raises:
-        ValueError: the source is not what it was when it was listed.
-        ChildDied: our own code raised an exception.
+    Args:
+        items: files; a few are taken ahead of the results, which come in their order.
+        ended: told how each child ended, for measuring.
     """
-    from pydantic import TypeAdapter
 
-    told = TypeAdapter(Task).dump_python(task, mode="json")
-    results: list[Any] = []
-    strikes = 0
-    while len(results) < len(items):
-        try:
-            call = {"task": told, "items": list(items[len(results) :])}
-            results += run_in_child(function, call, memory=task.memory)
-        except ChildDied as died:
-            if died.reason.startswith("ValueError: "):
-                raise ValueError(died.reason.removeprefix("ValueError: ")) from None
-            if ":" in died.reason:
-                raise
-            strikes = 1 if died.results else strikes + 1
-            results += died.results
-            if strikes == _TRIES:
-                results.append({"reject": "poison"})
-                strikes = 0
-    return results
+    def work(file: Checked, size: Size) -> Work | Done:
+        return Work(_sent(file, size), _memory(file, _look_scale(file.header), None))
+
+    for _, result in _done(task, open_look, items, work, _is_look, ended):
+        yield result
 
 
-def look_at(call: Call) -> Iterator[dict[str, Any]]:
-    """For each item its perceptual hashes ({"hash", "mirrored"}, absent in a flat picture), or {"reject"}."""
+def made(
+    task: Task, items: Iterable[Item], *, ended: Callable[[Ended], None] = lambda end: None
+) -> Iterator[dict[str, Any]]:
+    """For each input its suffix, image, width, height, original_width and original_height, or "reject".
+
+    An image that `task` does not change keeps its coded pixels, stripped of all else.
+
+    Args:
+        items: files, or each with a size of its own; a few are taken ahead of the results, in their order.
+        ended: told how each child ended, for measuring.
+    """
+
+    def work(file: Checked, size: Size) -> Work | Done:
+        one = dataclasses.replace(task, size=size)
+        if _is_kept(one, file.header) and task.validate == "header":
+            return Done({"kept": True})
+        return Work(_sent(file, size), _memory(file, _make_scale(one, file.header), one))
+
+    for file, result in _done(task, open_make, items, work, _is_made, ended):
+        if file is None or "reject" in result:
+            yield result
+            continue
+        width, height = file.header.upright
+        if "kept" in result:
+            result = {"suffix": file.header.kind, "image": file.data, "width": width, "height": height}
+        yield {**result, "original_width": width, "original_height": height}
+
+
+def open_look(told: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What a child does for `looked_at`."""
     from pipelines.duplicates import look
 
-    task, items = opened(call)
-    reader = task.source.reader()
-    for item in items:
-        with _limited():
+    task = _task(told)
+
+    def call(sent: Mapping[str, Any]) -> dict[str, Any]:
+        file = _received(sent)
+        try:
+            picture = pixels(file, background=task.background, scale=_look_scale(file.header))
+        except Reject as reject:
+            return {"reject": str(reject)}
+        seen = look(picture.image)
+        return {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
+
+    return call
+
+
+def open_make(told: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What a child does for `made`."""
+    whole = _task(told)
+
+    def call(sent: Mapping[str, Any]) -> dict[str, Any]:
+        file, task = _received(sent), dataclasses.replace(whole, size=_size(sent["size"]))
+        try:
+            picture = pixels(file, background=task.background, scale=_make_scale(task, file.header))
+            if _is_kept(task, file.header) and not picture.same:
+                # It shows something, and not everywhere the same: its pixels are coded anew.
+                picture = pixels(file, background=task.background)
+        except Reject as reject:
+            return {"reject": str(reject)}
+        image, changed = fit(
+            picture, size=task.size, resize=task.resize, background=task.background, resample=task.resample
+        )
+        if picture.same and not changed:
+            return {"kept": True}
+        data = encode(image, task.form, quality=task.quality)
+        return {"suffix": task.form, "image": data, "width": image.width, "height": image.height}
+
+    return call
+
+
+def _done(
+    task: Task,
+    opener: Callable[[Any], Callable[[Any], Any]],
+    items: Iterable[Item],
+    work: Callable[[Checked, Size], Work | Done],
+    is_right: Callable[[Mapping[str, Any]], bool],
+    ended: Callable[[Ended], None],
+) -> Iterator[tuple[Checked | None, dict[str, Any]]]:
+    """Each input as it was checked, and its result."""
+    waiting: list[Checked | None] = []
+
+    def works() -> Iterator[Work | Done]:
+        for item in items:
+            data, size = (item, task.size) if isinstance(item, bytes) else item
             try:
-                seen = look(_picture(task, reader, item, smallest=64).image)
+                file = checked(data, max_bytes=task.max_bytes, max_pixels=task.max_pixels)
             except Reject as reject:
-                yield {"reject": str(reject)}
+                waiting.append(None)
+                yield Done({"reject": str(reject)})
             else:
-                yield {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
+                waiting.append(file)
+                yield work(file, size)
+
+    limits = Limits(memory=MEMORY, threads=task.threads)
+    told = dataclasses.asdict(task)
+    for result in in_children(opener, told, works(), limits=limits, modules=_MODULES, ended=ended):
+        file = waiting.pop(0)
+        # A child may have been taken over: what it says is of a known form, or it is poison.
+        if isinstance(result, Died) or not isinstance(result, dict):
+            result = {"reject": "poison"}
+        elif "reject" in result:
+            result = {"reject": result["reject"] if result["reject"] in REASONS else "poison"}
+        elif not is_right(result):
+            result = {"reject": "poison"}
+        yield file, result
 
 
-def make(call: Call) -> Iterator[dict[str, Any]]:
-    """For each item its suffix, image, width, height, original_width and original_height, or {"reject"}."""
-    task, items = opened(call)
-    reader = task.source.reader()
-    smallest = None if task.resize == "none" else 2 * task.size
-    for item in items:
-        with _limited():
-            try:
-                data = _read(task, reader, item)
-                picture = decode(
-                    data,
-                    background=task.background,
-                    max_bytes=task.max_bytes,
-                    max_pixels=task.max_pixels,
-                    smallest=smallest,
-                )
-            except Reject as reject:
-                yield {"reject": str(reject)}
-                continue
-            image, changed = fit(picture, size=task.size, resize=task.resize, background=task.background)
-            kept = picture.same and not changed
-            yield {
-                "suffix": picture.kind if kept else task.form,
-                "image": data if kept else encode(image, task.form),
-                "width": image.width,
-                "height": image.height,
-                "original_width": picture.width,
-                "original_height": picture.height,
-            }
+def _is_look(result: Mapping[str, Any]) -> bool:
+    hashes = (result.get("hash"), result.get("mirrored"))
+    return not result or all(isinstance(one, int) and 0 <= one < 1 << 64 for one in hashes)
 
 
-def opened(call: Call) -> tuple[Task, Sequence[Item]]:
-    """The task and the items, in the child, from the JSON that `in_child` sent."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Task).validate_python(call["task"]), call["items"]
-
-
-def _picture(task: Task, reader: Any, item: Item, *, smallest: int) -> Any:
-    return decode(
-        _read(task, reader, item),
-        background=task.background,
-        max_bytes=task.max_bytes,
-        max_pixels=task.max_pixels,
-        smallest=smallest,
-    )
+def _is_made(result: Mapping[str, Any]) -> bool:
+    if "kept" in result:
+        return True
+    image, sides = result.get("image"), (result.get("width"), result.get("height"))
+    if not isinstance(image, bytes) or result.get("suffix") not in DECODED:
+        return False
+    return kind_of(image) == result["suffix"] and all(isinstance(n, int) and n > 0 for n in sides)
 
 
-def _read(task: Task, reader: Any, item: Item) -> bytes:
-    where, digest = item
-    try:
-        data = reader.read(where, task.max_bytes)
-    except OSError as error:
-        raise Reject("unreadable") from error
-    if len(data) > task.max_bytes:
-        raise Reject("too_large")
-    if reader.digest(where, data) != digest:
-        raise ValueError(f"{where} of {task.source.path} changed while it was read; run again.")
-    return data
+def _is_kept(task: Task, header: Header) -> bool:
+    return keepable(header) and not is_changed(*header.upright, size=task.size, resize=task.resize)
 
 
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    """The child dies if one item takes too long, in native code too: SIGALRM has no handler."""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def _look_scale(header: Header) -> float:
+    return LOOK / min(header.upright)
+
+
+def _make_scale(task: Task, header: Header) -> float:
+    if _is_kept(task, header):
+        # Every coefficient is read at any scale, and none of the pixels is used.
+        return 0.0
+    return decoded_scale(*header.upright, size=task.size, resize=task.resize, resample=task.resample)
+
+
+def _memory(file: Checked, scale: float, task: Task | None) -> int:
+    """Bytes that a child takes for a picture: to decode it, and to encode it for `task`."""
+    header, form, made = file.header, None, 0
+    if task is not None and not _is_kept(task, header):
+        across, down = (task.size, task.size) if isinstance(task.size, int) else task.size
+        form, made = task.form, header.width * header.height if task.resize == "none" else across * down
+    return needed(header, len(file.data), scale=scale, form=form, made=made)
+
+
+def _sent(file: Checked, size: Size) -> dict[str, Any]:
+    return {"header": dataclasses.asdict(file.header), "data": file.data, "size": size}
+
+
+def _received(sent: Mapping[str, Any]) -> Checked:
+    return Checked(Header(**sent["header"]), sent["data"])
+
+
+def _task(told: Mapping[str, Any]) -> Task:
+    return Task(**{**told, "size": _size(told["size"])})
+
+
+def _size(told: Any) -> Size:
+    return told if isinstance(told, int) else (told[0], told[1])

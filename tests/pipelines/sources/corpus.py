@@ -90,7 +90,7 @@ def files() -> dict[str, tuple[bytes, str | None]]:
         "cut.jpg": (save(scene(30), "JPEG")[:-400], "truncated"),
         "cut.png": (save(scene(31), "PNG")[:-3000], "truncated"),
         "cut.webp": (save(scene(32), "WEBP", lossless=True)[:-400], "truncated"),
-        "header only.jpg": (jpeg[:20], "unreadable"),
+        "header only.jpg": (jpeg[:20], "truncated"),
         "empty.jpg": (b"", "empty"),
         "words.jpg": (b"this is no picture\n" * 9, "not_an_image"),
         "page.png": (b"<html><body>404</body></html>", "not_an_image"),
