@@ -36,7 +36,7 @@ class Survey:
     metadata: tuple[str, ...] = ()
     """What else metadata says of images."""
     looked: int = 0
-    """Images that were decoded: all whose header is sound, or as many as the time allowed, drawn at random."""
+    """Images that were decoded: all whose header is sound, or as many as time allowed, drawn at random."""
     kinds: Counter[str] = field(default_factory=Counter)
     sides: tuple[tuple[int, int], ...] = ()
     """(width, height) of the images that were decoded."""
