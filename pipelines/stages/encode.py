@@ -26,7 +26,10 @@ _REMEDY = "give ingest a size and a resize, or `buckets`."
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(ShardStage):
-    """Writes `moments.npy`, fp16 [2c, h, w]: c channels of mean, then c of standard deviation."""
+    """Writes `moments.npy`, fp16 [2c, h, w]: c channels of mean, then c of standard deviation.
+
+    Images that ingest brought to several sizes (`buckets`) have moments of as many; a forward call has one.
+    """
 
     version: ClassVar[int] = 1
     primary: ClassVar[str] = "images"
