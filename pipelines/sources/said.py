@@ -65,13 +65,21 @@ def joined(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def parsed(data: bytes) -> dict[str, Any] | None:
-    """The facts in a JSON object; None if it is none, deeper than the interpreter goes, or not UTF-8."""
+def parsed(data: bytes, names: Mapping[str, str | None] | None = None) -> dict[str, Any] | None:
+    """The facts in a JSON object; None if it is none, deeper than the interpreter goes, or not UTF-8.
+
+    `names`: a fact's name -> the field that it is in.
+    """
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
-    return facts(value) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    for name, field in (names or {}).items():
+        if field is not None and field in value:
+            value[name] = value.pop(field)
+    return facts(value)
 
 
 def words(text: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from pipelines.sources.tree import Tree
 
 TOLD = ("json", "cls", "txt")
 """Endings of members that say something of an image, the weightiest last."""
+_WEIGHTIER = {"text": "txt", "label": "cls"}
 _JSON_BYTES = 1 << 20
 _LABEL_BYTES = 1024
 _HELD = 32
@@ -75,6 +77,18 @@ class _Group:
     """By the ending that told them."""
 
 
+@dataclass(kw_only=True)
+class _Given:
+    """An image that was given out."""
+
+    found: Found
+    """Its names alone."""
+    kinds: set[str]
+    """Endings that have told something of it."""
+    late: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What was told since, by ending."""
+
+
 def _merged(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: value for told in TOLD for name, value in facts.get(told, {}).items()}
 
@@ -87,8 +101,8 @@ class _Tar:
         self._tar, self._telling, self._limit, self._copies = tar, telling, limit, copies
         self._names: dict[str, int] = {}
         self._group = _Group(key="")
-        self._given: dict[str, list[tuple[Found, set[str]]]] = {}
-        """Name -> images that were given out, each without its bytes, with what has told of it."""
+        self._given: dict[str, list[_Given]] = {}
+        """Name -> images that were given out."""
         self._waiting: dict[str, dict[str, dict[str, Any]]] = {}
         """Name -> what was told of an image that has not come yet."""
 
@@ -100,6 +114,9 @@ class _Tar:
         except Broken as error:
             broken = error
         yield from self._end_group()
+        for one in itertools.chain.from_iterable(self._given.values()):
+            if one.late:
+                yield dataclasses.replace(one.found, facts=_merged(one.late), side="facts")
         for key, facts in self._waiting.items():
             yield Found(name=self._unique(key), facts=_merged(facts), reject="missing")
         if broken:
@@ -164,13 +181,8 @@ class _Tar:
             return {"label": int(label) if label.isdecimal() and len(label) < 10 else label} if label else {}
         if member.size > _JSON_BYTES:
             return None
-        facts = said.parsed(self._stream.read(_JSON_BYTES))
-        if facts is None:
-            return None
-        for name, chosen in (("text", self._telling.text), ("label", self._telling.label)):
-            if chosen is not None and chosen in facts:
-                facts[name] = facts.pop(chosen)
-        return facts
+        names = {"text": self._telling.text, "label": self._telling.label}
+        return said.parsed(self._stream.read(_JSON_BYTES), names)
 
     def _end_group(self, key: str = "") -> Iterator[Found]:
         """Gives out the members that lay side by side, and begins anew with those of `key`."""
@@ -196,18 +208,19 @@ class _Tar:
                 continue
             legal = not given and is_key(group.key) and not group.key.startswith("__")
             found = Found(name=picture.name, key=group.key if legal else None)
-            given.append((found, set(facts)))
+            given.append(_Given(found=found, kinds={told for told, one in facts.items() if one}))
             self._given[group.key] = given
             given_out = {"where": picture.where, "reject": picture.reject, "data": picture.data}
             yield dataclasses.replace(found, facts=_merged(facts), **given_out)
 
-    def _late(self, group: _Group, given: list[tuple[Found, set[str]]]) -> Iterator[Found]:
+    def _late(self, group: _Group, given: list[_Given]) -> Iterator[Found]:
         """What was told behind other names, for images that nothing of the kind has told of yet."""
-        meant = [found for found, kinds in given if not kinds & group.facts.keys()]
-        for found in meant:
-            yield Found(name=found.name, key=found.key, facts=_merged(group.facts), side="facts")
-        for _, kinds in given:
-            kinds |= group.facts.keys()
+        meant = [one for one in given if not one.kinds & group.facts.keys()]
+        for one in meant:
+            for told, facts in group.facts.items():
+                # A .json tells less than a .txt or .cls that came before it.
+                one.late[told] = {k: v for k, v in facts.items() if _WEIGHTIER.get(k) not in one.kinds}
+            one.kinds |= {told for told, facts in group.facts.items() if facts}
         if not meant:
             for told in group.facts:
                 yield self._ignored(f"{group.key}.{told}")
