@@ -82,6 +82,8 @@ def test_no_input_is_lost_in_the_line_about_rejects() -> None:
         progress.conservation(told)
         == "1,600 inputs = 1,597 committed + 3 rejected (1 too_large, 2 truncated)"
     )
+    filtered = {"inputs": 1600, "committed": 1500, "rejected": 0, "dropped": 100, "reasons": {}}
+    assert progress.conservation(filtered) == "1,600 inputs = 1,500 committed + 0 rejected + 100 dropped"
 
 
 def test_without_a_terminal_each_line_stands_alone() -> None:
