@@ -9,7 +9,8 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "grouping": "groups Seen look_features",
+    "features": "Features Seen look_features",
+    "grouping": "groups",
     "linkage": "link Linked Pair",
     "methods": "Exact Perceptual Semantic Method",
     "perceptual": "REACH Look clusters look",

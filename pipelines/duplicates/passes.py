@@ -31,6 +31,8 @@ PAIR = np.dtype([("part", "i4", (2,)), ("row", "i4", (2,)), ("similarity", "f4")
 """Two rows that are near copies; numbers of parts count the list of parts."""
 BUCKET = 500_000
 """Records of a bucket, about."""
+_TOP = 24
+"""Leading bits of a band's value that choose its bucket."""
 
 Place = tuple[int, int]
 """Number of the part, and of the row in it."""
@@ -74,7 +76,9 @@ def write_looks(work: Storage, part: str, looks: Mapping[int, Look], distance: i
             record["hash"], record["mirrored"] = hashes, mirrored
             record["row"], record["mirror"] = numbers, mirror
             records.append(record)
-            into.append(band * each + (record["value"].astype(np.int64) * each >> width))
+            top = min(width, _TOP)
+            leading = (record["value"] >> np.uint64(width - top)).astype(np.int64)
+            into.append(band * each + (leading * each >> top))
     count = each * len(bands(distance))
     shuffle.write(work, f"looks/{part}", np.concatenate(into), np.concatenate(records), count)
 
