@@ -156,7 +156,9 @@ class PerceptualPass:
             part = np.concatenate([numbers for numbers, _ in found])
             records = np.concatenate([records for _, records in found])
             # of those with one hash the first stands for all: records come in the order of parts and rows
-            _, firsts, which = np.unique(records[["hash", "mirror"]], return_index=True, return_inverse=True)
+            alike = records[["hash", "mirrored", "mirror"]].copy()
+            alike["mirrored"][~records["mirror"]] = 0
+            _, firsts, which = np.unique(alike, return_index=True, return_inverse=True)
             groups: dict[int, list[Place]] = {}
             if bucket < self.each:  # every band sees them; once is enough
                 lone = np.flatnonzero(~records["mirror"])

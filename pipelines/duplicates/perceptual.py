@@ -4,10 +4,10 @@ Splits are made over clusters, so that no near-copy of a training image is teste
 
 The hash is our own 40 lines, having been held against libraries on 200 emoji with five kinds of copies.
 ImageHash 4.3.2 (BSD-2-Clause, kept up) is the same hash and finds the same copies (resized, recompressed and
-mirrored all; recoloured 44 %, cropped by 10 % under 1 %; 3 false pairs of 19,900, each at 4 bits) at 3.2 ms an
-image where this takes 0.5, as it hashes the mirror image anew; and it wants scipy and PyWavelets. pdqhash 0.2.8
-(MIT, PDQ itself BSD; compiled where it is installed) finds, at its usual 31 of 256 bits, 88 % of the resized
-and 55 % of the mirrored, with 8 false pairs, at 3.6 ms. Crops and colours are for `Semantic`, whatever the hash.
+mirrored all; recoloured 44 %, cropped by 10 % under 1 %; 3 false pairs of 19,900, each at 4 bits) at 3.2 ms
+an image where this takes 0.5, as it hashes the mirror image anew; and it wants scipy and PyWavelets. pdqhash
+0.2.8 (MIT, PDQ itself BSD; compiled where it is installed) finds, at its usual 31 of 256 bits, 88 % of the
+resized and 55 % of the mirrored, with 8 false pairs, at 3.6 ms. Crops and colours are for `Semantic`.
 """
 
 from __future__ import annotations
