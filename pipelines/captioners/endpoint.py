@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pipelines.captioners.caption import NOTHING, Answer, Caption, Subject
 from pipelines.captioners.exchange import Exchange, Outcome, reach
-from pipelines.captioners.sight import UNREADABLE, decoded
+from pipelines.captioners.sight import UNREADABLE
 from pipelines.captioners.wording import cleaned, whole_sentences
 from pipelines.sources.magic import kind_of
 from pipelines.stage import execution
@@ -242,18 +242,16 @@ def data_url(data: bytes, side: int | None) -> str | None:
         return None
     if side is not None:
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as header:
-                large = max(header.size) > side
-        except Exception:  # as in `decoded`
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+                if max(image.size) > side:
+                    # A JPEG is decoded at a fraction of its size; the others may have a palette.
+                    small = image if image.format == "JPEG" else image.convert("RGB")
+                    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=1.0)
+                    buffer = io.BytesIO()
+                    small.convert("RGB").save(buffer, "JPEG", quality=90)
+                    kind, data = "jpg", buffer.getvalue()
+        except Exception:  # as in `sight.decoded`
             return None
-        if large:
-            image = decoded(data)
-            if image is None:
-                return None
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=90)
-            kind, data = "jpg", buffer.getvalue()
     return f"data:{_TYPES[kind]};base64,{base64.b64encode(data).decode()}"
 
 
