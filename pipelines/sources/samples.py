@@ -21,9 +21,8 @@ from pipelines.sources.source import Found
 from pipelines.sources.tars import Broken, Member, TarStream
 from pipelines.sources.tree import Tree
 
-TOLD = ("json", "cls", "txt")
-"""Endings of members that say something of an image, the weightiest last."""
-_WEIGHTIER = {"text": "txt", "label": "cls"}
+TOLD = ("cls", "json", "txt")
+"""Endings of members that say something of an image, the weightiest last: a name is more than a number."""
 _JSON_BYTES = 1 << 20
 _LABEL_BYTES = 1024
 _HELD = 32
@@ -85,8 +84,16 @@ class _Given:
     """Its names alone."""
     kinds: set[str]
     """Endings that have told something of it."""
+    weights: dict[str, int]
+    """Text and label -> which of `TOLD` said it."""
     late: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What was told since, by ending."""
+
+
+def _weights(facts: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {
+        name: n for n, told in enumerate(TOLD) for name in ("text", "label") if name in facts.get(told, {})
+    }
 
 
 def _merged(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -208,7 +215,8 @@ class _Tar:
                 continue
             legal = not given and is_key(group.key) and not group.key.startswith("__")
             found = Found(name=picture.name, key=group.key if legal else None)
-            given.append(_Given(found=found, kinds={told for told, one in facts.items() if one}))
+            kinds = {told for told, one in facts.items() if one}
+            given.append(_Given(found=found, kinds=kinds, weights=_weights(facts)))
             self._given[group.key] = given
             given_out = {"where": picture.where, "reject": picture.reject, "data": picture.data}
             yield dataclasses.replace(found, facts=_merged(facts), **given_out)
@@ -218,8 +226,10 @@ class _Tar:
         meant = [one for one in given if not one.kinds & group.facts.keys()]
         for one in meant:
             for told, facts in group.facts.items():
-                # A .json tells less than a .txt or .cls that came before it.
-                one.late[told] = {k: v for k, v in facts.items() if _WEIGHTIER.get(k) not in one.kinds}
+                # What a weightier member has said before stays.
+                weight = TOLD.index(told)
+                one.late[told] = {k: v for k, v in facts.items() if one.weights.get(k, -1) < weight}
+                one.weights |= _weights({told: one.late[told]})
             one.kinds |= {told for told, facts in group.facts.items() if facts}
         if not meant:
             for told in group.facts:

@@ -36,7 +36,7 @@ class WebDatasetSource(Source):
     text: str | None = None
     """Field of the .json that is the text, where there is no .txt; `text`, else `caption`, if None."""
     label: str | None = None
-    """Field of the .json that is the label, where there is no .cls; `label` if None."""
+    """Field of the .json that is the label, `label` if None; where there is none, .cls says it."""
     labels: Literal["member_folders", "none"] = "none"
     """Whether an image is labelled by the folder that it lies in within its tar."""
 

@@ -29,13 +29,16 @@ def entries(source: WebDatasetSource, folder: Path) -> dict[str, Any]:
     return {entry.key: entry for entry in survey(source, QUESTION, store=Storage.at(folder)).entries()}
 
 
+NAMED = (b"", b'"label": "a name", ')
+
+
 def members(number: int) -> dict[str, bytes]:
     """Samples of a picture, a text, a label and more, in the order of their names."""
     found = {}
     for n in range(number):
         found |= {
             f"{n:04d}.cls": b"%d" % (n % 7),
-            f"{n:04d}.json": b'{"boxes": [[0, 0, %d, 1]], "label": "x", "split": "val"}' % n,
+            f"{n:04d}.json": b'{"boxes": [[0, 0, %d, 1]], %s"text": "x", "split": "val"}' % (n, NAMED[n % 2]),
             f"{n:04d}.npy": b"\x93NUMPY",
             f"{n:04d}.png": png(n),
             f"{n:04d}.txt": f"a thing of shade {n}".encode(),
@@ -83,7 +86,7 @@ def test_the_order_of_members_changes_nothing(seed: int, tmp_path: Path) -> None
     for key, entry in one.items():
         assert (entry.digest, dict(entry.facts)) == (other[key].digest, dict(other[key].facts))
         assert entry.facts["text"] == f"a thing of shade {int(key)}"
-        assert entry.facts["label"] == int(key) % 7
+        assert entry.facts["label"] == ("a name" if int(key) % 2 else int(key) % 7)
 
 
 def test_every_member_is_counted(tmp_path: Path) -> None:
