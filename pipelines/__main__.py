@@ -36,6 +36,7 @@ def commands() -> Any:
     from pipelines.commands.models import Models
     from pipelines.commands.plan import Plan
     from pipelines.commands.run import Run
+    from pipelines.commands.show import Show
     from pipelines.commands.submit import Submit
     from pipelines.commands.ui import Ui
 
@@ -45,6 +46,7 @@ def commands() -> Any:
         | Annotated[Run, subcommand("run")]
         | Annotated[Submit, subcommand("submit")]
         | Annotated[Jobs, subcommand("jobs")]
+        | Annotated[Show, subcommand("show")]
         | Annotated[Generate, subcommand("generate")]
         | Annotated[Apply, subcommand("apply")]
         | Annotated[Export, subcommand("export")]
