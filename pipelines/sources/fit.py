@@ -28,8 +28,8 @@ def scale(width: int, height: int, *, size: Size, resize: Resize) -> float:
 def decoded_scale(width: int, height: int, *, size: Size, resize: Resize, resample: Resample) -> float:
     """The scale at which a picture may be decoded for `fit`: for area the result's, for Lanczos twice that.
 
-    Against area after decoding in full, area has a median PSNR of 46 dB and a 1st percentile of 30 (from 256
-    to 1024 px to 256, fine textures among them).
+    Against area after decoding in full (256 to 1024 px brought to 256, fine textures among them) area has a
+    median PSNR of 46 dB and a 1st percentile of 30; of those alone that are decoded smaller, 43 and 27.
     """
     found = scale(width, height, size=size, resize=resize)
     return found if resample == "area" else 2 * found

@@ -6,6 +6,7 @@ Containers are read here, in plain Python; what must be decoded goes, stripped, 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,6 @@ from cluster.children import Died, Done, Ended, Limits, Work, in_children
 from pipelines.sources.containers.facts import Header
 from pipelines.sources.decode import Checked, Reject, checked, keepable, pixels
 from pipelines.sources.fit import Format, Resample, Resize, Size, decoded_scale, encode, fit, is_changed
-from pipelines.sources.magic import DECODED, kind_of
 from pipelines.sources.memory import needed
 from pipelines.sources.reject import REASONS
 
@@ -96,7 +96,14 @@ def made(
             return Done({"kept": True})
         return Work(_sent(file, size), _memory(file, _make_scale(one, file.header), one))
 
-    for file, result in _done(task, open_make, items, work, _is_made, ended):
+    def is_right(file: Checked, size: Size, result: Mapping[str, Any]) -> bool:
+        if "kept" in result:
+            # Of a profile that is broken only a child knows that it is, and says nothing.
+            changed = is_changed(*file.header.upright, size=size, resize=task.resize)
+            return file.header.plain and file.header.orientation == 1 and not changed
+        return result.get("suffix") == task.form and _shows(result)
+
+    for file, result in _done(task, open_make, items, work, is_right, ended):
         if file is None or "reject" in result:
             yield result
             continue
@@ -153,11 +160,11 @@ def _done(
     opener: Callable[[Any], Callable[[Any], Any]],
     items: Iterable[Item],
     work: Callable[[Checked, Size], Work | Done],
-    is_right: Callable[[Mapping[str, Any]], bool],
+    is_right: Callable[[Checked, Size, Mapping[str, Any]], bool],
     ended: Callable[[Ended], None],
 ) -> Iterator[tuple[Checked | None, dict[str, Any]]]:
     """Each input as it was checked, and its result."""
-    waiting: list[Checked | None] = []
+    waiting: deque[tuple[Checked | None, Size]] = deque()
 
     def works() -> Iterator[Work | Done]:
         for item in items:
@@ -165,38 +172,46 @@ def _done(
             try:
                 file = checked(data, max_bytes=task.max_bytes, max_pixels=task.max_pixels)
             except Reject as reject:
-                waiting.append(None)
+                waiting.append((None, size))
                 yield Done({"reject": str(reject)})
             else:
-                waiting.append(file)
+                waiting.append((file, size))
                 yield work(file, size)
 
     limits = Limits(memory=MEMORY, threads=task.threads)
     told = dataclasses.asdict(task)
     for result in in_children(opener, told, works(), limits=limits, modules=_MODULES, ended=ended):
-        file = waiting.pop(0)
-        # A child may have been taken over: what it says is of a known form, or it is poison.
+        file, size = waiting.popleft()
+        # A child may have been taken over: what it says is of a known form, or its input is poison.
         if isinstance(result, Died) or not isinstance(result, dict):
-            result = {"reject": "poison"}
+            result = _POISON
         elif "reject" in result:
-            result = {"reject": result["reject"] if result["reject"] in REASONS else "poison"}
-        elif not is_right(result):
-            result = {"reject": "poison"}
+            result = result if result["reject"] in tuple(REASONS) else _POISON
+        elif file and not is_right(file, size, result):
+            result = _POISON
         yield file, result
 
 
-def _is_look(result: Mapping[str, Any]) -> bool:
+_POISON = {"reject": "poison"}
+
+
+def _shows(made: Mapping[str, Any]) -> bool:
+    """Whether it is an image of the size that is said, and nothing beside."""
+    image = made.get("image")
+    if not isinstance(image, bytes):
+        return False
+    try:
+        file = checked(image, max_bytes=len(image), max_pixels=1 << 31)
+    except Reject:
+        return False
+    header = file.header
+    told = {"suffix": header.kind, "image": file.data, "width": header.width, "height": header.height}
+    return file.data is image and told == made
+
+
+def _is_look(file: Checked, size: Size, result: Mapping[str, Any]) -> bool:
     hashes = (result.get("hash"), result.get("mirrored"))
     return not result or all(isinstance(one, int) and 0 <= one < 1 << 64 for one in hashes)
-
-
-def _is_made(result: Mapping[str, Any]) -> bool:
-    if "kept" in result:
-        return True
-    image, sides = result.get("image"), (result.get("width"), result.get("height"))
-    if not isinstance(image, bytes) or result.get("suffix") not in DECODED:
-        return False
-    return kind_of(image) == result["suffix"] and all(isinstance(n, int) and n > 0 for n in sides)
 
 
 def _is_kept(task: Task, header: Header) -> bool:

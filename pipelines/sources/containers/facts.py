@@ -50,15 +50,15 @@ def joined(data: bytes, pieces: Sequence[Piece]) -> bytes:
     """The pieces as one; `data` itself where they are all of it."""
     end = 0
     for piece in pieces:
-        start, stop = (-1, -1) if isinstance(piece, bytes) else piece
-        if start != end:
+        if isinstance(piece, bytes) or piece[0] != end:
             break
-        end = stop
+        end = piece[1]
     else:
         if end == len(data):
             return data
     view = memoryview(data)
-    return b"".join(piece if isinstance(piece, bytes) else view[slice(*piece)] for piece in pieces)
+    whole = b"".join(piece if isinstance(piece, bytes) else view[slice(*piece)] for piece in pieces)
+    return data if whole == data else whole
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
