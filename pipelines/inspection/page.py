@@ -24,7 +24,8 @@ STYLE = """
 .sheet figcaption { font-size: 0.78rem; line-height: 1.3; margin-top: 0.3rem; overflow-wrap: anywhere; }
 .counts :is(td, th):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
 .examples { margin: 0.2rem 0 0; padding-left: 1.1rem; } .examples li { overflow-wrap: anywhere; }
-.histogram .row { grid-template-columns: 11rem minmax(0, 1fr) 5rem; padding: 0.12rem 0; }
+.bars.histogram .row { padding: 0.12rem 0; }
+@media (min-width: 40.01rem) { .bars.histogram .row { grid-template-columns: 11rem minmax(0, 1fr) 5rem; } }
 """
 CLASSES = 40
 

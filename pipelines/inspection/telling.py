@@ -123,10 +123,8 @@ def lineage(node: Node, depth: int = 0) -> Iterator[str]:
     elif node.again:
         told = ["see above"]
     role = f"{node.role}: " if node.role else ""
-    yield _cut(
     name = f"{role}{stage or manifest.get('kind', '')} {fingerprint}"
     yield _cut(f"{'  ' * depth}{name}  {', '.join(told)}".rstrip())
-    )
     source = (manifest.get("meaning") or {}).get("source")
     if isinstance(source, Mapping) and not node.again:
         said = ", ".join(f"{k} {short(v)}" for k, v in source.items() if v not in (None, "", [], {}))
@@ -159,7 +157,8 @@ def sample(told: Mapping[str, Any]) -> Iterator[str]:
     if "txt" in told and not captions:
         yield from _wrapped("  caption         ", printable(told["txt"]))
     for name, value in (told.get("scores.json") or {}).items():
-        yield f"  score           {printable(str(name))} {number(value) if isinstance(value, float) else value}"
+        value = number(value) if isinstance(value, float) else value
+        yield from _wrapped("  score           ", f"{printable(str(name))} {value}")
 
 
 def _histogram(histogram: Histogram) -> Iterator[str]:
