@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 from pipelines.scorers.scorer import Scores, Subject, Unscored, prefixed, rounded
 from pipelines.sources.header import header
 
-_NAMES = ("width", "height", "side", "aspect")
+_NAMES = ("width", "height", "shorter", "aspect")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """`width`, `height`, the shorter `side` (px) and `aspect`, width over height."""
+    """`width`, `height`, the `shorter` of the two (px) and `aspect`, width over height."""
 
     kind: Literal["size"] = "size"
     of: Literal["original", "stored"] = "original"

@@ -16,7 +16,7 @@ def test_the_header_is_enough(form: str, monkeypatch: pytest.MonkeyPatch) -> Non
     Image.effect_noise((200, 300), 50).convert("RGB").save(buffer, form, exif=turned)
     monkeypatch.setattr(Image, "open", None)
     (found,) = Size().build().scores([Subject(key="k", data=buffer.getvalue())])
-    assert found == {"width": 300, "height": 200, "side": 200, "aspect": 1.5}
+    assert found == {"width": 300, "height": 200, "shorter": 200, "aspect": 1.5}
 
 
 def test_the_metadata_are_enough_and_say_what_was_before() -> None:
@@ -24,10 +24,10 @@ def test_the_metadata_are_enough_and_say_what_was_before() -> None:
     subject = Subject(key="k", facts=facts)
     assert Size().knows(facts)
     assert Size().build().scores([subject]) == [
-        {"width": 100, "height": 300, "side": 100, "aspect": 0.3333333}
+        {"width": 100, "height": 300, "shorter": 100, "aspect": 0.3333333}
     ]
     stored = Size(of="stored", name="stored")
     assert stored.build().scores([subject]) == [
-        {"stored_width": 64, "stored_height": 64, "stored_side": 64, "stored_aspect": 1}
+        {"stored_width": 64, "stored_height": 64, "stored_shorter": 64, "stored_aspect": 1}
     ]
     assert not Size().knows({"width": 64})

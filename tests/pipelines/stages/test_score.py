@@ -29,8 +29,16 @@ def test_numbers_go_into_a_member_and_into_the_index(images: Dataset, tmp_path: 
     scores = made(Score(images="images"), {"images": images}, tmp_path / "scores")
     found = {key: json.loads(data) for key, data in column(scores, "scores.json").items()}
     assert len(found) == len(images)
-    assert found["k003"].keys() == {"width", "height", "side", "aspect", "sharpness", "contrast", "entropy"}
-    assert (found["k003"]["side"], found["k003"]["aspect"]) == (tiny.SIZE, 1)
+    assert found["k003"].keys() == {
+        "width",
+        "height",
+        "shorter",
+        "aspect",
+        "sharpness",
+        "contrast",
+        "entropy",
+    }
+    assert (found["k003"]["shorter"], found["k003"]["aspect"]) == (tiny.SIZE, 1)
     for shard in scores.shards:
         index = scores.index(shard.name)
         assert [index.meta[n] for n in range(len(index))] == [found[key] for key in index.keys]
@@ -60,9 +68,9 @@ def test_names_that_clash_are_an_error_that_says_what_to_do(images: Dataset, tmp
         in column(made(stage, {"images": images}, tmp_path / "a"), "scores.json")["k000"].decode()
     )
     # A function's names show only when it has answered.
-    (tmp_path / "mine.py").write_text("def score(image, facts): return {'side': 1}")
+    (tmp_path / "mine.py").write_text("def score(image, facts): return {'shorter': 1}")
     own = Function(function="mine:score", path=str(tmp_path))
-    with pytest.raises(ValueError, match="Two scorers give side"):
+    with pytest.raises(ValueError, match="Two scorers give shorter"):
         made(Score(images="images", scorers=(Size(), own)), {"images": images}, tmp_path / "b")
     with pytest.raises(ValueError, match="`similarity` needs `captions`"):
         Score(images="images", scorers=(Similarity(path="/x"),))
@@ -109,7 +117,7 @@ def test_what_cannot_be_scored_is_not_kept(images: Dataset, tmp_path: Path) -> N
     }  # fmt: skip
     assert scores.manifest["statistics"]["scorers"][1]["digests"] == {"model": "version 1"}
     # Even where no threshold is set to the gate's own verdict.
-    for keep in ({"verdict": Threshold(max=0.5)}, {"side": Threshold(min=1)}, {}):
+    for keep in ({"verdict": Threshold(max=0.5)}, {"shorter": Threshold(min=1)}, {}):
         kept = made(
             Filter(scores=("scores",), keep=keep),
             {"scores": (scores,)},
