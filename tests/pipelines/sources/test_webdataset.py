@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
 import random
 import tarfile
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.storage import Storage
+from pipelines.export import export
 from pipelines.sources import inflated
 from pipelines.sources.named import expanded
 from pipelines.sources.sightings import Question
@@ -20,6 +23,7 @@ from pipelines.sources.survey import survey
 from pipelines.sources.webdataset import WebDatasetSource
 from tests.pipelines.sources.hostile_tars import PNG, plain, png
 from tests.pipelines.sources.reading import everything, images, leaves, rejects
+from tests.pipelines.tiny import images as toys
 
 QUESTION = Question(max_bytes=1_000_000, max_pixels=1_000_000)
 
@@ -64,6 +68,20 @@ def test_what_webdataset_wrote(tmp_path: Path) -> None:
     assert sorted(found) == [f"k{n:03d}" for n in range(50)]
     for n in range(50):
         assert dict(found[f"k{n:03d}"].facts) == {"text": f"shade {n}", "label": n % 3, "n": n}
+
+
+def test_what_was_exported_comes_back(tmp_path: Path) -> None:
+    """Keys, bytes, texts and labels, from our own tars."""
+    made = toys(tmp_path / "made")
+    export(made, tmp_path / "out", form="webdataset")
+    found = entries(WebDatasetSource(path=tmp_path / "out"), tmp_path / "store")
+    rows = [row for shard in made.shards for row in made.read(shard.name, columns=("image", "json", "cls"))]
+    assert set(found) == {row.key for row in rows}
+    for row in rows:
+        entry = found[row.key]
+        assert entry.digest == hashlib.sha256(row.members["image"]).hexdigest()
+        assert entry.facts["text"] == json.loads(row.members["json"])["text"]
+        assert str(entry.facts["label"]) == row.members["cls"].decode()
 
 
 @pytest.mark.parametrize("seed", range(12))
