@@ -77,6 +77,7 @@ def test_tags_read_the_image_and_templates_do_not(images: Dataset, tmp_path: Pat
     )
     assert template.columns("images") == ("json",)
     assert tags.columns("images") == ("image",)
+    assert (template.accelerated, tags.accelerated) == (False, True)
     assert template.external() == {}
     assert tags.external().keys() == {"efficientnet-lite0"}
     found = column(made(tags, {"images": images}, tmp_path / "tags"), "captions.json")
