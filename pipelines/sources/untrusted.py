@@ -24,13 +24,16 @@ MEMORY = 440 << 20
 Those few pictures whose header says that they need more get a child each that may take what they need."""
 LOOK = 64
 """px of the shorter side at which a picture is looked at, at least."""
+SEEN = 224
+"""The same, where a network looks too."""
 _MODULES = (
     "PIL.ImageCms",
     "PIL.JpegImagePlugin",
     "PIL.PngImagePlugin",
     "PIL.WebPImagePlugin",
     "numpy",
-    "pipelines.duplicates",
+    "pipelines.duplicates.features",
+    "pipelines.duplicates.perceptual",
     "pipelines.sources.untrusted",
     "simplejpeg",
 )
@@ -59,6 +62,8 @@ class Task:
     """Whether pictures that keep their bytes are decoded too: "header" only reads their container."""
     threads: int = 1
     """Pictures that a child works on at once; decides nothing."""
+    features: bool = False
+    """Whether a look holds what a network is shown, too."""
 
 
 def looked_at(
@@ -66,15 +71,20 @@ def looked_at(
 ) -> Iterator[dict[str, Any]]:
     """For each input its perceptual hashes ("hash", "mirrored"; absent in a flat picture), or "reject".
 
+    With `task.features` also "thumbnail" and "lightness", as `pipelines.duplicates.look_features` gives them.
+
     Args:
         items: files; a few are taken ahead of the results, which come in their order.
         ended: told how each child ended, for measuring.
     """
 
     def work(file: Checked, size: Size) -> Work | Done:
-        return Work(_sent(file, size), _memory(file, _look_scale(file.header), None))
+        return Work(_sent(file, size), _memory(file, _look_scale(task, file.header), None))
 
-    for _, result in _done(task, open_look, items, work, _is_look, ended):
+    def is_right(file: Checked, size: Size, result: Mapping[str, Any]) -> bool:
+        return _is_look(task, result)
+
+    for _, result in _done(task, open_look, items, work, is_right, ended):
         yield result
 
 
@@ -115,18 +125,21 @@ def made(
 
 def open_look(told: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """What a child does for `looked_at`."""
-    from pipelines.duplicates import look
+    from pipelines.duplicates import look, look_features
 
     task = _task(told)
 
     def call(sent: Mapping[str, Any]) -> dict[str, Any]:
         file = _received(sent)
         try:
-            picture = pixels(file, background=task.background, scale=_look_scale(file.header))
+            picture = pixels(file, background=task.background, scale=_look_scale(task, file.header))
         except Reject as reject:
             return {"reject": str(reject)}
         seen = look(picture.image)
-        return {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
+        said = {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
+        if task.features:
+            said |= vars(look_features(picture.image))
+        return said
 
     return call
 
@@ -209,17 +222,23 @@ def _shows(made: Mapping[str, Any]) -> bool:
     return file.data is image and told == made
 
 
-def _is_look(file: Checked, size: Size, result: Mapping[str, Any]) -> bool:
-    hashes = (result.get("hash"), result.get("mirrored"))
-    return not result or all(isinstance(one, int) and 0 <= one < 1 << 64 for one in hashes)
+def _is_look(task: Task, result: Mapping[str, Any]) -> bool:
+    hashes = [result[name] for name in ("hash", "mirrored") if name in result]
+    shown = [result[name] for name in ("thumbnail", "lightness") if name in result]
+    return (
+        len(hashes) in (0, 2)
+        and all(isinstance(one, int) and 0 <= one < 1 << 64 for one in hashes)
+        and [type(one) for one in shown] == [bytes, bytes][: 2 * task.features]
+        and len(result) == len(hashes) + len(shown)
+    )
 
 
 def _is_kept(task: Task, header: Header) -> bool:
     return keepable(header) and not is_changed(*header.upright, size=task.size, resize=task.resize)
 
 
-def _look_scale(header: Header) -> float:
-    return LOOK / min(header.upright)
+def _look_scale(task: Task, header: Header) -> float:
+    return (SEEN if task.features else LOOK) / min(header.upright)
 
 
 def _make_scale(task: Task, header: Header) -> float:

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from pipelines.sources import untrusted
+from tests.pipelines.sources import corpus
 
 # Bytes of a sound PNG's own pixels: containers carry nothing else to a child.
 MAGIC = {"crash": b"KILL-A", "loop": b"KILL-B", "grow": b"KILL-C"}
+
+
+def poisoned(seed: int, magic: bytes) -> bytes:
+    """A sound PNG whose pixels, stored as they are, spell `magic`."""
+    pixels = np.asarray(corpus.scene(seed, (12, 8))).copy()
+    pixels[3].ravel()[: len(magic)][:] = list(magic)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    start = corpus.png_that_says(12, 8)
+    body = corpus.chunk(b"IDAT", zlib.compress(rows, 0)) + corpus.chunk(b"IEND", b"")
+    return start[:33] + body
+
 
 _open_make = untrusted.open_make
 

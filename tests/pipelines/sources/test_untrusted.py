@@ -13,6 +13,7 @@ from PIL import Image
 
 from cluster.children import Ended, Limits
 from pipelines.duplicates import look
+from pipelines.duplicates.features import look_features
 from pipelines.sources import untrusted
 from pipelines.sources.decode import decode
 from pipelines.sources.fit import fit
@@ -23,16 +24,6 @@ from tests.pipelines.sources import corpus, deadly
 
 LIMITS: dict[str, Any] = {"background": "#ff0000", "max_bytes": 2_000_000, "max_pixels": 10_000_000}
 FILES = corpus.files()
-
-
-def poisoned(seed: int, magic: bytes) -> bytes:
-    """A sound PNG whose pixels, stored as they are, spell `magic`."""
-    pixels = np.asarray(corpus.scene(seed, (12, 8))).copy()
-    pixels[3].ravel()[: len(magic)][:] = list(magic)
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    start = corpus.png_that_says(12, 8)
-    body = corpus.chunk(b"IDAT", zlib.compress(rows, 0)) + corpus.chunk(b"IEND", b"")
-    return start[:33] + body
 
 
 @pytest.mark.parametrize("resize", ["crop", "none"])
@@ -66,6 +57,9 @@ def test_looks_are_those_of_the_picture() -> None:
         if not reason:
             seen = look(decode(data, **LIMITS, smallest=64).image)
             assert result == ({"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}), name
+    (one,) = looked_at(Task(**LIMITS, features=True), [FILES["rotated.jpg"][0]])
+    kept = look_features(decode(FILES["rotated.jpg"][0], **LIMITS, smallest=224).image)
+    assert (one["thumbnail"], one["lightness"]) == (kept.thumbnail, kept.lightness)
 
 
 def test_any_number_of_threads_makes_the_same() -> None:
@@ -134,7 +128,7 @@ def test_poison_costs_only_itself(threads: int, monkeypatch: pytest.MonkeyPatch)
     magics = list(deadly.MAGIC.values())
     data = []
     for n in range(10):
-        data += [corpus.save(corpus.scene(n), "JPEG"), poisoned(n, magics[n % 3])]
+        data += [corpus.save(corpus.scene(n), "JPEG"), deadly.poisoned(n, magics[n % 3])]
     found = list(made(Task(**LIMITS, size=16, threads=threads), data))
     assert [one.get("reject") for one in found] == [None, "poison"] * 10
     # Its pixels are sound: without the bug it is a sample as any other.

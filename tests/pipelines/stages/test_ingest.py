@@ -8,7 +8,6 @@ import json
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from pipelines.shards import write_shard
 from pipelines.sources import FolderSource, IdxSource, ZipSource, untrusted
 from pipelines.sources.split import Split
 from pipelines.stages.ingest import Ingest
-from tests.pipelines.sources import corpus
+from tests.pipelines.sources import corpus, deadly
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -276,9 +275,8 @@ def test_an_image_that_kills_its_reader_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emoji(tmp_path / "in", 7)
-    monkeypatch.setattr(untrusted, "make", _deadly)
-    # To the decoder a plain picture; its end makes the stand-in for a decoder's bug strike.
-    (tmp_path / "in" / "p003.png").write_bytes(corpus.png_that_says(4, 4) + b"KILL")
+    monkeypatch.setattr(untrusted, "open_make", deadly.open_make)
+    (tmp_path / "in" / "p003.png").write_bytes(deadly.poisoned(3, deadly.MAGIC["crash"]))
     stage = Ingest(
         source=FolderSource(path=tmp_path / "in"), size=32, split=Split(distance=None, validation=0, test=0)
     )
@@ -289,19 +287,6 @@ def test_an_image_that_kills_its_reader_costs_only_itself(
         "rejected": 1,
         "reasons": {"poison": 1},
     }
-
-
-def _deadly(call: dict[str, Any]) -> Any:
-    """What a child does with its inputs, by a decoder that dies on one of them, as native code dies."""
-    decode = untrusted.decode
-
-    def deadly(data: bytes, **limits: Any) -> Any:
-        if data.endswith(b"KILL"):
-            os.kill(os.getpid(), 11)
-        return decode(data, **limits)
-
-    untrusted.decode = deadly  # the child's own; it is gone with it
-    return untrusted.make(call)
 
 
 def test_a_source_that_changes_under_way_is_an_error(tmp_path: Path) -> None:
