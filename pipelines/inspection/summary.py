@@ -142,7 +142,7 @@ def summarise(thing: Thing, *, split: str | None = None, seed: int = 0, pictures
                 counts["samples"] += 1
                 chance = _chance(seed, key)
                 _facts(found, index, n, ids, chance)
-                if len(best) < pictures or -chance > best[0][0]:
+                if len(best) < pictures or (best and -chance > best[0][0]):
                     label = _label(index, n, ids)
                     entry = (-chance, key, Pick(shard=index.info.name, row=n, key=key, label=label))
                     (heapq.heappush if len(best) < pictures else heapq.heapreplace)(best, entry)
