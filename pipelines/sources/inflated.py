@@ -9,8 +9,6 @@ from typing import Any, BinaryIO
 
 from pipelines.sources.tars import Broken
 
-REASONS = {"bomb": "becomes too many bytes when it is unpacked"}
-
 ENDINGS = (".tar.gz", ".tgz", ".tar.zst", ".tzst")
 """Of names of tars that are unpacked while they are read."""
 RATIO = 200

@@ -16,14 +16,6 @@ from pipelines.sources.rowgroups import RowGroups, Unreadable
 from pipelines.sources.source import Found
 from pipelines.sources.tree import Tree
 
-REASONS = {
-    "download_failed": "img2dataset could not download it; the error is among its facts",
-    "resize_failed": "img2dataset could not decode or resize it; the error is among its facts",
-    "lost_by_img2dataset": "img2dataset counted it as done, and it is not there",
-    "unfinished_shard": "img2dataset did not finish the shard: run it again, it goes on where it was",
-    "digest_mismatch": "not the bytes, or not the row, whose digest was written down",
-}
-
 _FAILED = {"failed_to_download": "download_failed", "failed_to_resize": "resize_failed"}
 _HASHES = ("sha256", "md5", "sha512")
 _BOOKKEEPING = ("key", "status", "error_message", "width", "height", "exif", "caption", "txt")

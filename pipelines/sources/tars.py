@@ -11,16 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-REASONS = {
-    "truncated_tar": "ends or breaks before its end mark; what is whole in front of it is kept",
-    "trailing_bytes": "has bytes behind its end mark, as tars that were only strung together do",
-    "too_many_members": "has more members than are read",
-    "bad_member": "has a header that two readers could read differently",
-    "bad_name": "absolute, with .., a control character or a NUL, or too long",
-    "not_a_regular_file": "a link, a device, a pipe or a sparse file",
-}
-"""Why a tar, or a member, is no input."""
-
 MEMBERS = 1_000_000
 """Of one tar."""
 NAME_BYTES = 1024

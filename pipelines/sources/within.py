@@ -13,11 +13,6 @@ from urllib.parse import unquote, urlsplit
 from pipelines.places import at_hand, remote
 from pipelines.sources.tree import LocalTree, Tree, tree
 
-REASONS = {
-    "outside": "a path or address that leads out of the images' folder: never opened",
-    "not_downloaded": "an http address: download with img2dataset, then read {kind: img2dataset}",
-}
-
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PATTERN = re.compile(r"[*?\[{]")
