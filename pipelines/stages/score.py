@@ -34,7 +34,6 @@ class Score(ShardStage):
 
     version: ClassVar[int] = 1
     primary: ClassVar[str] = "images"
-    accelerated: ClassVar[bool] = True
 
     images: Annotated[str, Input("dataset", ("image", "json"))]
     captions: Annotated[str | None, Input("dataset", ("captions.json",))] = None
@@ -55,6 +54,11 @@ class Score(ShardStage):
         twice = [name for name, n in Counter(self._names()).items() if n > 1]
         if twice:
             raise ValueError(f"Two scorers give {', '.join(twice)}: set the `name` of one of them.")
+
+    @property
+    def accelerated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Only open_clip runs on a GPU; without it more workers fit than there are GPUs."""
+        return any(s.kind in ("similarity", "aesthetic") for s in self.scorers)
 
     def columns(self, name: str) -> tuple[str, ...]:
         if name == "images":

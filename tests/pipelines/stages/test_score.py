@@ -134,6 +134,10 @@ def test_only_what_is_needed_is_read(images: Dataset) -> None:
     assert Score(images="images", scorers=(Sharpness(),)).columns("images") == ("image",)
     assert Score(images="images").columns("images") == ("image", "json")
     assert Score(images="images", scorers=(Nsfw(),)).external().keys() == {"0 nsfw open-nsfw"}
+    # A GPU is taken by those alone that use it.
+    seen = Score(images="images", captions="c", scorers=(Size(), Similarity(path="/x")))
+    assert seen.accelerated
+    assert not Score(images="images", scorers=(Nsfw(), Sharpness())).accelerated
 
 
 def test_a_config_loads_nothing_heavy() -> None:
