@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.storage import Storage
 from pipelines.buckets import Buckets, Size
+from pipelines.duplicates.methods import Semantic
 from pipelines.shards import canonical
 from pipelines.sources.entries import ranges
 from pipelines.sources.long_tail import LongTail, thinned
@@ -23,7 +26,7 @@ from pipelines.sources.survey import Survey
 from pipelines.stage import jsonable
 
 _NARROW = ("place", "key", "digest", "split", "label", "reject", "fault", "text", "hash",
-           "mirrored", "width", "height")  # fmt: skip
+           "mirrored", "width", "height", "look_file", "look")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,11 @@ class Wish:
     long_tail: LongTail | None = None
     unseen: tuple[str, ...] = ()
     buckets: Buckets | None = None
+
+    @property
+    def near(self) -> Semantic | None:
+        """How copies are found by a network, where they are."""
+        return self.split.near if self.pictures else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +118,11 @@ def _equal(column: Any, value: str) -> Any:
 
 
 def _decided(survey: Survey, wish: Wish, place: Storage) -> dict[str, Any]:
-    from pipelines.duplicates import Look, clusters
-
     found = survey.table(_NARROW)
     columns = {name: found.column(name).to_pylist() for name in _NARROW if name != "place"}
     places = found.column("place").to_numpy()
     keys, digests = columns["key"], columns["digest"]
-    distance = wish.split.distance if wish.pictures else None
-    looks = [
-        None if seen is None or distance is None else Look(seen, mirrored)
-        for seen, mirrored in zip(columns["hash"], columns["mirrored"], strict=True)
-    ]
-    groups = list(clusters(digests, looks, -1 if distance is None else distance))
+    groups = _groups(survey, wish, columns)
     stated = assign(keys, digests, columns["split"], groups, split=wish.split, seed=wish.seed)
     classes = survey.classes
     splits, left_out = stated.splits, {}
@@ -155,6 +156,30 @@ def _decided(survey: Survey, wish: Wish, place: Storage) -> dict[str, Any]:
         warning = wish.buckets.warning(counts)
     told = {"left_out": left_out, "statistics": statistics, "sizes": sizes, "warning": warning}
     return {**told, "shards": shards}
+
+
+def _groups(survey: Survey, wish: Wish, columns: Mapping[str, Sequence[Any]]) -> list[int]:
+    """Cluster of near-duplicates of each image, as the smallest number in it."""
+    from pipelines.duplicates import Look, groups
+    from pipelines.sources.looks import gathered
+
+    distance = wish.split.distance if wish.pictures else None
+    looks = [
+        None if seen is None or distance is None else Look(seen, mirrored)
+        for seen, mirrored in zip(columns["hash"], columns["mirrored"], strict=True)
+    ]
+    reach = -1 if distance is None else distance
+    if not wish.near:
+        return groups(columns["digest"], looks, reach)
+    where = [
+        None if file is None else (file, n)
+        for file, n in zip(columns["look_file"], columns["look"], strict=True)
+    ]
+    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
+        features, thumbnails = gathered(survey.place, where, Path(folder))
+        return groups(
+            columns["digest"], looks, reach, near=wish.near, features=features, thumbnails=thumbnails
+        )
 
 
 def _shapes(buckets: Buckets, columns: Mapping[str, Sequence[Any]], splits: Sequence[str]) -> dict[Size, int]:

@@ -142,6 +142,9 @@ class Joiner:
             "text": "text" in facts,
             "hash": row.get("hash"),
             "mirrored": row.get("mirrored"),
+            "sound": row.get("sound"),
+            "look_file": row.get("look_file"),
+            "look": row.get("look"),
         }
 
 
@@ -177,11 +180,30 @@ def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def _schema() -> Any:
     import pyarrow as pa
 
-    kinds = {"place": pa.uint64(), "name": pa.binary(), "size": pa.int64(), "width": pa.int32(), "height": pa.int32(),
-             "text": pa.bool_(), "hash": pa.uint64(), "mirrored": pa.uint64()}  # fmt: skip
-    names = ("place", "key", "name", "where", "digest", "size", "kind", "width", "height", "reject", "fault", "facts",
-             "split", "label", "text", "hash", "mirrored")  # fmt: skip
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    return pa.schema(
+        {
+            "place": pa.uint64(),
+            "key": pa.string(),
+            "name": pa.binary(),
+            "where": pa.string(),
+            "digest": pa.string(),
+            "size": pa.int64(),
+            "kind": pa.string(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "reject": pa.string(),
+            "fault": pa.string(),
+            "facts": pa.string(),
+            "split": pa.string(),
+            "label": pa.string(),
+            "text": pa.bool_(),
+            "hash": pa.uint64(),
+            "mirrored": pa.uint64(),
+            "sound": pa.bool_(),
+            "look_file": pa.string(),
+            "look": pa.int32(),
+        }
+    )
 
 
 def _parquet(entries: list[dict[str, Any]], ignored: int) -> bytes:

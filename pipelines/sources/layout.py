@@ -27,7 +27,7 @@ Opened = Callable[[Any], BinaryIO]
 
 
 def walk(tree: Tree, folder: str, wanted: Callable[[str], bool] = lambda name: True) -> list[Part]:
-    """The parts of a folder: chunks of the files below it, and the folders that were too many to look into."""
+    """The parts of a folder: chunks of the files below it, and folders that were too many to look into."""
     waiting, files = [folder], []
     while waiting and len(files) < _WALK:
         folders, found = tree.scan(waiting.pop())

@@ -73,7 +73,7 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 
 def plain_key(name: str) -> str | None:
-    """The name without its ending, "/" written as "__" where that can be read back; None if that is not legal."""
+    """The name without its ending, "/" written as "__" where that can be read back; None if not legal."""
     stem, dot, _ = name.rpartition(".")
     parts = (stem if dot and "/" not in name[len(stem) :] else name).split("/")
     readable = all("__" not in p and not p.startswith("_") and not p.endswith("_") for p in parts)

@@ -30,19 +30,22 @@ class Question:
     background: str = "#ffffff"
     near: bool = False
     """Whether each is decoded, in a child, for a perceptual hash."""
+    features: bool = False
+    """Whether a network sees each, too."""
     retry: str | None = None
     """Another word asks everything anew."""
 
     @property
     def name(self) -> str:
-        said = [
-            2,
+        said: list[Any] = [
+            4,
             self.max_bytes,
             self.max_pixels,
             self.background if self.near else None,
             self.near,
             self.retry,
         ]
+        said += ["features"] if self.features else []
         return hashlib.sha256(canonical(said)).hexdigest()[:16]
 
 
@@ -86,10 +89,13 @@ class Spotter:
             before = {row["name"]: row for row in table(self.place, [earlier]).to_pylist() if row["stamp"]}
         known = {name.decode("utf-8", "surrogateescape"): row["stamp"] for name, row in before.items()}
         rows: list[dict[str, Any]] = []
+        kept = _Kept(self.place, f"looks/{file_of(self.question, part)}")
         for found, look in self._seen(part, known):
             name = encode(found.name)
             again = found.data is None and found.stamp and not found.reject and not found.side
-            rows.append(before[name] if again else _row(found, look))
+            row = before[name] if again else _row(found, look)
+            rows.append(kept.add(row, look) if self.question.features else row)
+        kept.write()
         return _parquet(rows)
 
     def _seen(self, part: Part, known: Mapping[str, str]) -> Iterator[tuple[Found, dict[str, Any]]]:
@@ -106,6 +112,7 @@ class Spotter:
             background=self.question.background,
             max_bytes=self.question.max_bytes,
             max_pixels=self.question.max_pixels,
+            features=self.question.features,
         )
         waiting: list[tuple[Found, dict[str, Any]]] = []
 
@@ -138,6 +145,37 @@ class Spotter:
             return said | {"fault": str(reject)}
         width, height = header.upright
         return said | {"kind": header.kind, "width": width, "height": height}
+
+
+class _Kept:
+    """The records of a part's pictures: new ones by the network, known ones as they were."""
+
+    def __init__(self, place: Storage, file: str) -> None:
+        self._place, self._file = place, file
+        self._records: list[bytes | None] = []
+        self._new: list[tuple[int, bytes, bytes]] = []
+
+    def add(self, row: dict[str, Any], look: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with the place of its record, if it has one."""
+        from pipelines.sources.looks import record
+
+        if "lightness" in look:
+            self._new.append((len(self._records), look["lightness"], look["thumbnail"]))
+            self._records.append(None)
+        elif row.get("look_file"):
+            self._records.append(record(self._place, row["look_file"], row["look"]))
+        else:
+            return row
+        return row | {"look_file": self._file, "look": len(self._records) - 1}
+
+    def write(self) -> None:
+        from pipelines.sources.looks import records
+
+        if self._records:
+            made = records([light for _, light, _ in self._new], [small for *_, small in self._new])
+            for (n, *_), one in zip(self._new, made, strict=True):
+                self._records[n] = one
+            self._place.put_if_absent(self._file, b"".join(one for one in self._records if one))
 
 
 def stem_of(question: Question, part: Part) -> str:
@@ -202,17 +240,39 @@ def _row(found: Found, look: Mapping[str, Any]) -> dict[str, Any]:
         "split": found.split,
         "hash": look.get("hash"),
         "mirrored": look.get("mirrored"),
+        "sound": look.get("sound"),
+        "look_file": None,
+        "look": None,
     }
 
 
 def _schema() -> Any:
     import pyarrow as pa
 
-    kinds = {"place": pa.uint64(), "name": pa.binary(), "size": pa.int64(), "width": pa.int32(),
-             "height": pa.int32(), "hash": pa.uint64(), "mirrored": pa.uint64()}  # fmt: skip
-    names = ("place", "name", "key", "side", "where", "stamp", "digest", "size", "kind", "width", "height",
-             "reject", "fault", "facts", "split", "hash", "mirrored")  # fmt: skip
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    return pa.schema(
+        {
+            "place": pa.uint64(),
+            "name": pa.binary(),
+            "key": pa.string(),
+            "side": pa.string(),
+            "where": pa.string(),
+            "stamp": pa.string(),
+            "digest": pa.string(),
+            "size": pa.int64(),
+            "kind": pa.string(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "reject": pa.string(),
+            "fault": pa.string(),
+            "facts": pa.string(),
+            "split": pa.string(),
+            "hash": pa.uint64(),
+            "mirrored": pa.uint64(),
+            "sound": pa.bool_(),
+            "look_file": pa.string(),
+            "look": pa.int32(),
+        }
+    )
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

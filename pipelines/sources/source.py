@@ -55,7 +55,9 @@ class Found:
     key: str | None = None
     """A legal key that the source itself gives; else the name makes one."""
     side: str = ""
-    """"" for an image. "facts": of the image of this very name, as a row of metadata is. "text": of the image of
+    """What it is, where it is no image: "facts" are of the image of this very name, as a row of metadata; a
+    "text" is of the image of this name but for the ending, as a sidecar; a "file" is none unless facts name
+    it."""" for an image. "facts": of the image of this very name, as a row of metadata is. "text": of the image of
     this name but for the ending, as a sidecar is. "file": no image, unless facts name it."""
 
 

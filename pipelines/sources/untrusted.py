@@ -40,7 +40,15 @@ _MODULES = (
 """What children need, imported once by the process that they are forked from."""
 
 
-Item = bytes | tuple[bytes, Size]
+@dataclass(frozen=True)
+class Item:
+    """A file of which more is said than its bytes."""
+
+    data: bytes
+    size: Size | None = None
+    """In place of the task's."""
+    sound: bool = False
+    """Whether a look has decoded it and said so: where it keeps its bytes that need not be done again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +79,15 @@ def looked_at(
 ) -> Iterator[dict[str, Any]]:
     """For each input its perceptual hashes ("hash", "mirrored"; absent in a flat picture), or "reject".
 
-    With `task.features` also "thumbnail" and "lightness", as `pipelines.duplicates.look_features` gives them.
+    "sound" says whether its stripped bytes show the picture in any reader. With `task.features` there are
+    "thumbnail" and "lightness" too, as `pipelines.duplicates.look_features` gives them.
 
     Args:
         items: files; a few are taken ahead of the results, which come in their order.
         ended: told how each child ended, for measuring.
     """
 
-    def work(file: Checked, size: Size) -> Work | Done:
+    def work(file: Checked, size: Size, sound: bool) -> Work | Done:
         return Work(_sent(file, size), _memory(file, _look_scale(task, file.header), None))
 
     def is_right(file: Checked, size: Size, result: Mapping[str, Any]) -> bool:
@@ -89,20 +98,20 @@ def looked_at(
 
 
 def made(
-    task: Task, items: Iterable[Item], *, ended: Callable[[Ended], None] = lambda end: None
+    task: Task, items: Iterable[bytes | Item], *, ended: Callable[[Ended], None] = lambda end: None
 ) -> Iterator[dict[str, Any]]:
     """For each input its suffix, image, width, height, original_width and original_height, or "reject".
 
     An image that `task` does not change keeps its coded pixels, stripped of all else.
 
     Args:
-        items: files, or each with a size of its own; a few are taken ahead of the results, in their order.
+        items: files; a few are taken ahead of the results, which come in their order.
         ended: told how each child ended, for measuring.
     """
 
-    def work(file: Checked, size: Size) -> Work | Done:
+    def work(file: Checked, size: Size, sound: bool) -> Work | Done:
         one = dataclasses.replace(task, size=size)
-        if _is_kept(one, file.header) and task.validate == "header":
+        if _is_kept(one, file.header) and (sound or task.validate == "header"):
             return Done({"kept": True})
         return Work(_sent(file, size), _memory(file, _make_scale(one, file.header), one))
 
@@ -136,7 +145,8 @@ def open_look(told: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str
         except Reject as reject:
             return {"reject": str(reject)}
         seen = look(picture.image)
-        said = {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
+        said: dict[str, Any] = {"sound": picture.same}
+        said |= {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
         if task.features:
             said |= vars(look_features(picture.image))
         return said
@@ -171,8 +181,8 @@ def open_make(told: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str
 def _done(
     task: Task,
     opener: Callable[[Any], Callable[[Any], Any]],
-    items: Iterable[Item],
-    work: Callable[[Checked, Size], Work | Done],
+    items: Iterable[bytes | Item],
+    work: Callable[[Checked, Size, bool], Work | Done],
     is_right: Callable[[Checked, Size, Mapping[str, Any]], bool],
     ended: Callable[[Ended], None],
 ) -> Iterator[tuple[Checked | None, dict[str, Any]]]:
@@ -181,15 +191,16 @@ def _done(
 
     def works() -> Iterator[Work | Done]:
         for item in items:
-            data, size = (item, task.size) if isinstance(item, bytes) else item
+            given = Item(item) if isinstance(item, bytes) else item
+            size = given.size or task.size
             try:
-                file = checked(data, max_bytes=task.max_bytes, max_pixels=task.max_pixels)
+                file = checked(given.data, max_bytes=task.max_bytes, max_pixels=task.max_pixels)
             except Reject as reject:
                 waiting.append((None, size))
                 yield Done({"reject": str(reject)})
             else:
                 waiting.append((file, size))
-                yield work(file, size)
+                yield work(file, size, given.sound)
 
     limits = Limits(memory=MEMORY, threads=task.threads)
     told = dataclasses.asdict(task)
@@ -229,7 +240,8 @@ def _is_look(task: Task, result: Mapping[str, Any]) -> bool:
         len(hashes) in (0, 2)
         and all(isinstance(one, int) and 0 <= one < 1 << 64 for one in hashes)
         and [type(one) for one in shown] == [bytes, bytes][: 2 * task.features]
-        and len(result) == len(hashes) + len(shown)
+        and isinstance(result.get("sound"), bool)
+        and len(result) == 1 + len(hashes) + len(shown)
     )
 
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from cluster.mapping import Executor
     from cluster.storage import Storage
     from pipelines.sources.arrangement import Arrangement
-    from pipelines.sources.source import Reader
     from pipelines.sources.survey import Survey
-    from pipelines.sources.untrusted import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +103,7 @@ class Ingest(ShardStage):
             max_pixels=self.max_pixels,
             background=self.background,
             near=self.looks,
+            features=self.source.pictures and self.split.near is not None,
             retry=self.retry,
         )
         read = functools.partial(survey, self.source, question, store=store)
@@ -124,7 +123,8 @@ class Ingest(ShardStage):
     @property
     def looks(self) -> bool:
         """Whether each picture is decoded while the source is read through, to tell near-duplicates."""
-        return self.source.pictures and self.split.distance is not None
+        split = self.split
+        return self.source.pictures and (split.distance is not None or split.near is not None)
 
     @property
     def survey(self) -> Survey:
@@ -147,7 +147,12 @@ class Ingest(ShardStage):
         return arrange(self.survey, wish)
 
     def external(self) -> dict[str, str]:
-        return {"source": self.survey.digest}
+        found = {"source": self.survey.digest}
+        if self.source.pictures and self.split.near is not None:
+            from pipelines.duplicates.features import identity
+
+            found["features"] = identity()
+        return found
 
     def work(self) -> dict[str, Any]:
         # Which images there are, and how they are split and sharded, changes none of them.
@@ -203,7 +208,10 @@ class Ingest(ShardStage):
                 size = sizes[self.buckets.nearest(row["width"], row["height"])]
             # A size is decided by all images together, so it stands beside the bytes.
             reads = () if reject else (row["digest"], said, *([named(size)] if size else []))
-            data = {k: row[k] for k in ("name", "where", "digest", "facts")} | {"cls": cls, "size": size}
+            data = {k: row[k] for k in ("name", "where", "digest", "facts", "sound")} | {
+                "cls": cls,
+                "size": size,
+            }
             meta = {"file_name": printable(row["name"])} if reject else {}
             rows.append(Row(key=row["key"], reads=reads, data=data, reject=reject, meta=meta))
         return rows
@@ -242,13 +250,11 @@ class Ingest(ShardStage):
 
 
 def _make(stage: Ingest, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:
-    """Samples in the order of the rows, size by size."""
+    """Samples in the order of the rows."""
     from cluster.storage import Storage
     from pipelines.sources.blobs import Blobs
-    from pipelines.sources.untrusted import Task
+    from pipelines.sources.untrusted import Item, Task, made
 
-    # What was decoded for its look needs only its container read once more.
-    judged = stage.resize == "none" and (stage.validate == "header" or stage.looks)
     task = Task(
         background=stage.background,
         max_bytes=stage.max_bytes,
@@ -258,22 +264,14 @@ def _make(stage: Ingest, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Samp
         form=stage.format,
         resample=stage.resample,
         quality=stage.quality,
-        validate="header" if judged else "full",
+        validate=stage.validate,
         threads=stage.resources.threads,
     )
     reader = stage.source.reader(Blobs(Storage.at(shard.data["blobs"]).folder("blobs")))
-    for size in dict.fromkeys(row.data["size"] for row in rows):
-        mine = [row for row in rows if row.data["size"] == size]
-        yield from _made(stage, dataclasses.replace(task, size=size or stage.size), reader, mine)
-
-
-def _made(stage: Ingest, task: Task, reader: Reader, rows: Sequence[Row]) -> Iterator[Sample]:
-    from pipelines.sources.untrusted import made
-
     waiting: list[Row] = []
     unreadable: set[str] = set()
 
-    def images() -> Iterator[bytes]:
+    def images() -> Iterator[Item]:
         for row in rows:
             waiting.append(row)
             if row.reject:
@@ -286,7 +284,7 @@ def _made(stage: Ingest, task: Task, reader: Reader, rows: Sequence[Row]) -> Ite
             if reader.digest(row.data["where"], data) != row.data["digest"]:
                 said = f"{row.data['name']} of {stage.source.path} changed while it was read; run again."
                 raise ValueError(said)
-            yield data
+            yield Item(data, row.data["size"], sound=bool(row.data["sound"]))
 
     def rejected(row: Row) -> Sample | None:
         reason = row.reject or ("unreadable" if row.key in unreadable else None)

@@ -19,7 +19,7 @@ from pipelines.sources.decode import decode
 from pipelines.sources.fit import fit
 from pipelines.sources.reject import REASONS
 from pipelines.sources.strip import strip
-from pipelines.sources.untrusted import Task, looked_at, made
+from pipelines.sources.untrusted import Item, Task, looked_at, made
 from tests.pipelines.sources import corpus, deadly
 
 LIMITS: dict[str, Any] = {"background": "#ff0000", "max_bytes": 2_000_000, "max_pixels": 10_000_000}
@@ -55,8 +55,10 @@ def test_looks_are_those_of_the_picture() -> None:
     for (name, (data, reason)), result in zip(FILES.items(), found, strict=True):
         assert result.get("reject") == reason, name
         if not reason:
-            seen = look(decode(data, **LIMITS, smallest=64).image)
-            assert result == ({"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}), name
+            picture = decode(data, **LIMITS, smallest=64)
+            seen = look(picture.image)
+            hashes = {"hash": seen.hash, "mirrored": seen.mirrored} if seen else {}
+            assert result == {"sound": picture.same, **hashes}, name
     (one,) = looked_at(Task(**LIMITS, features=True), [FILES["rotated.jpg"][0]])
     kept = look_features(decode(FILES["rotated.jpg"][0], **LIMITS, smallest=224).image)
     assert (one["thumbnail"], one["lightness"]) == (kept.thumbnail, kept.lightness)
@@ -76,7 +78,7 @@ def test_any_number_of_threads_makes_the_same() -> None:
 def test_each_input_may_have_a_size_of_its_own() -> None:
     data = corpus.save(corpus.scene(1, (300, 200)), "JPEG")
     sizes = [(32, 48), (64, 16), 40, (300, 200)]
-    found = list(made(Task(**LIMITS, form="jpg"), [(data, size) for size in sizes]))
+    found = list(made(Task(**LIMITS, form="jpg"), [Item(data, size) for size in sizes]))
     assert [(one["width"], one["height"]) for one in found] == [(32, 48), (64, 16), (40, 40), (300, 200)]
     assert found[-1]["image"] == data
 
