@@ -55,10 +55,8 @@ class Found:
     key: str | None = None
     """A legal key that the source itself gives; else the name makes one."""
     side: str = ""
-    """What it is, where it is no image: "facts" are of the image of this very name, as a row of metadata; a
-    "text" is of the image of this name but for the ending, as a sidecar; a "file" is none unless facts name
-    it."""" for an image. "facts": of the image of this very name, as a row of metadata is. "text": of the image of
-    this name but for the ending, as a sidecar is. "file": no image, unless facts name it."""
+    """What it is, where it is no image. "facts": of the image of this very name, as a row of metadata is.
+    "text": of the image of this name but for the ending, as a sidecar. "file": none, unless facts name it."""
 
 
 class Reader(Protocol):
