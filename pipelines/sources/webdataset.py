@@ -41,7 +41,7 @@ class WebDatasetSource(Source):
     """Whether an image is labelled by the folder that it lies in within its tar."""
 
     def roots(self) -> list[Part]:
-        named(self.path, ENDINGS)
+        home(self.path, ENDINGS)
         return [Part(name="/", stamp="", leaf=False)]
 
     def split(self, part: Part) -> list[Part]:
