@@ -84,7 +84,11 @@ def _roots(store: Storage, recipes: Iterable[Any]) -> Iterator[tuple[str, str]]:
             for match in PLACE.finditer(text):
                 yield match[1], f"named in the recipe {recipe}"
     for recipe in recipes:
-        for places in used(plan(recipe, store, lenient=True)).values():
+        planned = plan(recipe, store, lenient=True)
+        for stage in planned.stages:
+            if stage.identity is None and stage.state != "after":
+                raise ValueError(f"What {recipe.name} uses cannot be told; {stage.name}: {stage.reason}")
+        for places in used(planned).values():
             for url in places:
                 if place := place_of(url):
                     yield place, f"recipe {recipe.name}"

@@ -235,3 +235,25 @@ def test_checkpoints_are_written_whole_read_newest_and_pruned(bucket: Storage):
         "000000000020-000001.json",
         "000000000030-000001.json",
     ]
+
+
+def test_files_come_with_size_and_time(bucket: Storage, tmp_path: Path):
+    import time
+
+    before = time.time()
+    assert bucket.files() == {}
+    bucket.put_if_absent("a/1", b"first")
+    bucket.replace("a/b/2", b"second one")
+    found = bucket.folder("a").files()
+    assert {name: size for name, (size, _) in found.items()} == {"1": 5, "b/2": 10}
+    assert all(before - 2 < changed < time.time() + 2 for _, changed in found.values())
+    assert bucket.files(partial=True) == {}
+
+
+def test_a_lease_is_busy_until_it_is_released(bucket: Storage):
+    lease = Lease(bucket.folder("gc"), patience=1.0)
+    assert not lease.busy()
+    lease.acquire()
+    assert lease.busy()
+    lease.release()
+    assert not lease.busy()

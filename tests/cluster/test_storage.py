@@ -174,3 +174,12 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     free = Storage.at(tmp_path / "a" / "b").free()
     assert free is not None
     assert free > 0
+
+
+def test_half_written_files_are_told_apart(tmp_path: Path):
+    storage = LocalStorage(tmp_path)
+    storage.put_if_absent("a/1", b"first")
+    (tmp_path / "a" / ".2.x.partial").write_bytes(b"hal")
+    assert {name: size for name, (size, _) in storage.files().items()} == {"a/1": 5}
+    assert {name: size for name, (size, _) in storage.files(partial=True).items()} == {"a/.2.x.partial": 3}
+    assert storage.folder("none").files() == {}

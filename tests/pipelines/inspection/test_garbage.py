@@ -24,6 +24,7 @@ from pipelines.registry import Registry
 from pipelines.runner.plan import plan
 from pipelines.runner.retry import remember
 from pipelines.view import ViewRow, write_view
+from tests import s3
 from tests.pipelines.toys import ToyRecipe, World
 
 TOYS = {name.lower(): f"tests.pipelines.toys:{name}" for name in ("Numbers", "Times", "Learn", "Judge")}
@@ -264,6 +265,32 @@ def test_races_of_a_run_and_a_sweep(tmp_path: Path, turns: int) -> None:
         files = world.files()
         assert all(files[name] == digest for name, digest in truth[mine].items())
     assert taken > turns // 6, "the sweep was first often enough for this to mean something"
+
+
+def test_a_recipe_whose_outputs_cannot_be_told_stops_everything(world: World) -> None:
+    world.run()
+    lost = changed(world, numbers={"folder": str(world.root / "nowhere")})
+    with pytest.raises(ValueError, match="What toy uses cannot be told; numbers: "):
+        places(world.store, recipes=[lost])
+
+
+def test_a_store_in_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
+    with s3.serving() as url:
+        for name, value in s3.credentials(url).items():
+            monkeypatch.setenv(name, value)
+        store = Storage.at(f"s3://{s3.new_bucket()}/store")
+        used, unused = f"numbers/{'a' * 32}", f"numbers/{'b' * 32}"
+        for place in (used, unused):
+            store.replace(f"{place}/manifest.json", b'{"stage": "numbers"}')
+            store.replace(f"{place}/00000.parquet", b"x" * 100)
+        store.replace("runs/toy/uses.json", json.dumps({"numbers": [used]}).encode())
+        with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+            find(store, grace=0.0)
+        assert places(store, grace=3600.0, registry=False) == set()
+        assert swept(store, grace=-2.0, registry=False) == {unused: ""}
+        assert store.folder("numbers").folders() == ["a" * 32]
+        assert not Lease(store.folder("gc")).busy()
 
 
 def test_reach_names_what_uses_a_thing(world: World) -> None:
