@@ -121,6 +121,11 @@ class Ingest(ShardStage):
         return ready
 
     @property
+    def side(self) -> int:
+        """Of a sample, px; with buckets that of the square of their area."""
+        return self.buckets.area if self.buckets else self.size
+
+    @property
     def looks(self) -> bool:
         """Whether each picture is decoded while the source is read through, to tell near-duplicates."""
         split = self.split
@@ -161,7 +166,7 @@ class Ingest(ShardStage):
 
     def bytes_needed(self, inputs: Inputs) -> int:
         # What is not resized stays as it is; three bytes a pixel is what lossless formats take of noise.
-        return self.survey.bytes if self.resize == "none" else self.survey.count * 3 * self.size**2
+        return self.survey.bytes if self.resize == "none" else self.survey.count * 3 * self.side**2
 
     def summary(self) -> str:
         way = {"crop": "cropped to", "fit": "fitted into", "pad": "padded to", "none": "as they are, not"}
@@ -229,7 +234,7 @@ class Ingest(ShardStage):
             **({"warnings": [found.warning]} if found.warning else {}),
             "classes": self.survey.classes,
             "statistics": {
-                "resolution": None if self.resize == "none" or self.buckets else self.size,
+                "resolution": None if self.resize == "none" else self.side,
                 **found.statistics,
                 **self._sizes(dataset),
                 "codecs": codecs(),
