@@ -67,8 +67,8 @@ class Task:
     quality: int = 95
     """Of the form jpg."""
     validate: Literal["header", "full"] = "full"
-    """Whether pictures that keep their bytes are decoded too: "header" only reads their container, and does not
-    see coded pixels that are broken or have something hidden behind the last of them."""
+    """Whether pictures that keep their bytes are decoded too: "header" only reads their container, and does
+    not see coded pixels that are broken, or what is hidden behind the last of them."""
     threads: int = 1
     """Pictures that a child works on at once; decides nothing."""
     features: bool = False
