@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.sources.glob import _pattern as compiled
+from pipelines.sources.glob import name_pattern as compiled
 from pipelines.sources.listing import SPLITS
 
 _CARD_BYTES = 1 << 20

@@ -39,7 +39,7 @@ class GlobSource(Source):
         return [Part(name="/", stamp="", data={"folder": ""}, leaf=False)]
 
     def split(self, part: Part) -> list[Part]:
-        pattern = _pattern(self._divided()[1])
+        pattern = name_pattern(self._divided()[1])
         return layout.walk(
             self._tree(), part.data["folder"], lambda name: pattern.fullmatch(name) is not None
         )
@@ -67,7 +67,7 @@ class GlobSource(Source):
         )
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def name_pattern(text: str) -> re.Pattern[str]:
     """A pattern of names; the time that it takes is linear in the name's length for each `*`."""
     if text.count("*") > 16:
         raise ValueError(f"The pattern {text!r} has more than 16 wildcards.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.places import URL, at_hand, remote
-from pipelines.sources.glob import _pattern as compiled
+from pipelines.sources.glob import name_pattern as compiled
 from pipelines.sources.layout import hidden
 from pipelines.sources.listing import SPLITS, encode
 from pipelines.sources.tree import File, Tree, tree
