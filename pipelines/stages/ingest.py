@@ -169,9 +169,10 @@ class Ingest(ShardStage):
         return self.survey.bytes if self.resize == "none" else self.survey.count * 3 * self.side**2
 
     def summary(self) -> str:
-        way = {"crop": "cropped to", "fit": "fitted into", "pad": "padded to", "none": "as they are, not"}
+        way = {"crop": "cropped to", "fit": "fitted into", "pad": "padded to"}
         size = f"{self.buckets.area}^2 px in several shapes" if self.buckets else f"{self.size} px"
-        said = f"images of {self.source.path.name}, {way[self.resize]} {size}"
+        shown = "as they are" if self.resize == "none" else f"{way[self.resize]} {size}"
+        said = f"images of {self.source.path.name}, {shown}"
         if self.long_tail:
             last = max(1, round(self.long_tail.head / self.long_tail.ratio))
             said += f", {self.long_tail.head:,} to {last:,} a class"
