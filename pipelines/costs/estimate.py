@@ -15,6 +15,7 @@ from typing import Any
 from cluster.resources import Capacity, Resources
 from pipelines.costs import rates
 from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network
+from pipelines.costs.captioning import captioning
 from pipelines.costs.rates import CORE, Device, Kind
 from pipelines.runner.artifacts import Source
 from pipelines.runner.plan import MISSING, Plan, PlannedStage
@@ -59,6 +60,8 @@ class Cost:
     gpus: float = 0.0
     """That it holds meanwhile."""
     flops: float = 0.0
+    price: float = 0.0
+    """That endpoints ask, in the currency of their prices."""
     measured: bool = False
     """Whether it is done, and these are the figures of its run."""
 
@@ -83,6 +86,7 @@ class Costs:
             bytes=sum(cost.bytes or 0 for cost in left),
             seconds=sum(cost.seconds or 0 for cost in left),
             flops=sum(cost.flops for cost in left),
+            price=sum(cost.price for cost in left),
         )
 
     @property
@@ -168,11 +172,31 @@ class _Estimate:
         of = self._of(stage.scores[0])
         return of, self._pool(stage, of.samples / rates.FILTERED, taken=of.samples * RECORD)
 
+    def _deduplicate(self, stage: Any) -> tuple[Size, Cost]:
+        """As with a filter, what it keeps shows only then."""
+        of, by = self._of(stage.images), stage.by.kind
+        each, flops = 1 / rates.FILTERED, 0.0
+        if by != "exact":
+            each += of.side * of.side / rates.READ + 1 / rates.COMPARED[by]
+        if by == "semantic" and stage.features is None:
+            flops = of.samples * rates.FEATURES
+        return of, self._pool(stage, of.samples * each, flops, kind="draw", taken=of.samples * (RECORD + 100))
+
     def _caption(self, stage: Any) -> tuple[Size, Cost]:
+        """With `only_missing`, too, all images are reckoned with: what is missing shows only then."""
         of = self._of(stage.images)
-        captions = of.samples * max(1, len(stage.captioners))
-        size = replace(of, captions=captions)
-        return size, self._pool(stage, captions / rates.CAPTIONS, taken=of.samples * (RECORD + 200))
+        earlier = [self._of(name).captions for name in stage.captions]
+        works = [captioning(one, side=of.side) for one in stage.captioners]
+        self.assumptions += [work.told for work in works if work.told and of.samples and not self.done]
+        cost = self._pool(
+            stage,
+            of.samples * (sum(work.core_seconds for work in works) + 1 / rates.CAPTIONS * bool(earlier)),
+            of.samples * sum(work.flops for work in works),
+            waiting=of.samples * sum(work.waiting for work in works),
+            taken=of.samples * (RECORD + 200),
+        )
+        size = replace(of, captions=sum(earlier) + of.samples * len(works))
+        return size, replace(cost, price=of.samples * sum(work.price for work in works))
 
     def _train_autoencoder(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.images)
@@ -258,9 +282,17 @@ class _Estimate:
         return self._timed(stage.resources, 0, flops, kind, taken)
 
     def _pool(
-        self, stage: Any, core_seconds: float, flops: float = 0.0, *, kind: Kind = "draw", taken: float = 0.0
+        self,
+        stage: Any,
+        core_seconds: float,
+        flops: float = 0.0,
+        *,
+        kind: Kind = "draw",
+        taken: float = 0.0,
+        waiting: float = 0.0,
     ) -> Cost:
-        return self._timed(stage.resources, core_seconds, flops, kind, taken)
+        cost = self._timed(stage.resources, core_seconds, flops, kind, taken)
+        return replace(cost, seconds=(cost.seconds or 0.0) + waiting / (stage.resources.workers or 1))
 
     def _timed(self, asked: Resources, core_seconds: float, flops: float, kind: Kind, taken: float) -> Cost:
         """Seconds of work that falls evenly on the workers, on what each asks for."""

@@ -89,6 +89,27 @@ SCORED = {
 ViT-B/32 supposed."""
 FILTERED = 5000.0
 """Rows a second that thresholds are set to; measured: `filter` on emoji3d."""
+COMPARED = {"perceptual": 2000.0, "semantic": 100.0}
+"""Images a second that one core looks at for copies, once decoded and less what a network takes; measured:
+hashes, and thumbnails with lightness, of emoji at 256 px."""
+READ = 38e6
+"""Pixels a second that one core decodes of lossless WebP: 580 images of 256 px, measured."""
+SAID = 30
+"""Tokens of a caption that a model writes: an assumption."""
+VIEWED = 250
+"""Tokens that an image is to a captioner: a ViT's 16 x 16 patches, about."""
+STEP = 0.025
+"""Seconds of a token, for each batch, beside the arithmetic: what transformers' Python takes; supposed."""
+CAPTIONER = 250e6
+"""Parameters of a captioner that is not at hand, such as BLIP's or ViT-GPT2's."""
+CHAT = 1e9
+"""Parameters from which on a captioner is taken for a chat model."""
+CLIP = 8.7e9
+"""Operations of CLIP's ViT-B/32 on an image."""
+ANSWER = 2.0
+"""Seconds of an endpoint's answer while it answers others: supposed; a server that is full takes longer."""
+TOKEN_PIXELS = 784
+"""Pixels that a chat model takes for a token: 28 x 28, as Qwen-VL."""
 START = 4.0
 """Seconds until a stage's workers have imported what they need; measured: quickstart."""
 PIXEL = 1.2

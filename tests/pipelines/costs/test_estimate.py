@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -113,3 +114,78 @@ def test_scoring_costs_what_its_scorers_do_and_a_filter_next_to_nothing(tmp_path
     found = costs(str(recipe), tmp_path / "store", images=100_000).stages
     assert 2 < found["gate"].seconds / found["cheap"].seconds < 8
     assert found["kept"].seconds < found["cheap"].seconds / 10
+
+
+def captions(tmp_path: Path, captioner: str, **given: object) -> tuple[float, float, str]:
+    """Seconds and price of captions of 100,000 images, and what is supposed."""
+    recipe = tmp_path / "c.yaml"
+    recipe.write_text(
+        "name: c\n"
+        "stages:\n"
+        "  images: {stage: ingest, source: {kind: folder, path: nowhere}, size: 256}\n"
+        f"  said: {{stage: caption, images: images, captioners: [{captioner}]}}\n"
+    )
+    found = costs(str(recipe), tmp_path / "store", images=100_000, **given)
+    return found.stages["said"].seconds or 0.0, found.total.price, "; ".join(found.assumptions)
+
+
+def test_captions_cost_what_their_captioner_does(tmp_path: Path) -> None:
+    words, price, _ = captions(tmp_path, '{kind: template, text: "{text}"}')
+    assert (words < 60, price) == (True, 0)
+    tags, _, _ = captions(tmp_path, "{kind: tags}")
+    nowhere = tmp_path / "nowhere"
+    clip, _, told = captions(tmp_path, f"{{kind: open_clip, path: {nowhere}, tags: [a, b]}}")
+    assert "as ViT-B/32 takes" in told
+    model, _, told = captions(tmp_path, f"{{kind: transformers, path: {nowhere}}}")
+    assert f"250 million parameters, as {nowhere} is not here" in told
+    assert words < tags / 10 < clip / 20 < model / 40
+
+
+def test_a_captioner_that_is_there_is_costed_by_its_size(tmp_path: Path) -> None:
+    """numpy counts its parameters; an eighth of the size takes an eighth of the passes."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    seconds = []
+    for name, width in (("small", 1000), ("large", 8000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file({"a": np.zeros((width, 1000), np.float16)}, folder / "model.safetensors")
+        taken, _, told = captions(tmp_path, f"{{kind: transformers, path: {folder}, micro_batch: 10000}}")
+        assert f"{width // 1000} million parameters" in told
+        seconds.append(taken)
+    assert 3 < seconds[1] / seconds[0] <= 8
+    tower = {"model_cfg": {"vision_cfg": {"width": 1024, "layers": 24, "patch_size": 14, "image_size": 224}}}
+    (folder / "open_clip_config.json").write_text(json.dumps(tower))
+    _, _, told = captions(tmp_path, f"{{kind: open_clip, path: {folder}, tags: [a, b]}}")
+    # open_clip's own table of profiles has 162, attention's products included
+    assert "1.6e+02 GFLOP an image (24 layers of 1024, 257 tokens)" in told
+
+
+def test_an_endpoint_costs_money_and_the_time_of_its_answers(tmp_path: Path) -> None:
+    asked = (
+        "{kind: endpoint, url: 'http://host/v1', model: seer, prompt: Describe., price_in: 2, price_out: 8"
+    )
+    seconds, price, told = captions(tmp_path, f"{asked}, concurrency: 50}}")
+    # 256 x 256 px in pieces of 28 x 28, 22 tokens of words around them, and 30 that come back
+    assert price == pytest.approx(100_000 * ((84 + 22) * 2 + 30 * 8) / 1e6)
+    assert "106 tokens in and 30 out" in told
+    assert seconds == pytest.approx(100_000 * 2 / 50, rel=0.3)
+    slower, _, _ = captions(tmp_path, f"{asked}, concurrency: 5}}")
+    assert slower / seconds == pytest.approx(10, rel=0.3)
+
+
+def test_finding_copies_costs_what_its_method_does(tmp_path: Path) -> None:
+    recipe = tmp_path / "d.yaml"
+    recipe.write_text(
+        "name: d\n"
+        "stages:\n"
+        "  images: {stage: ingest, source: {kind: folder, path: nowhere}, size: 256}\n"
+        "  equal: {stage: deduplicate, images: images, by: {kind: exact}}\n"
+        "  hashed: {stage: deduplicate, images: images, by: {kind: perceptual}}\n"
+        "  alike: {stage: deduplicate, images: images}\n"
+        "  captions: {stage: caption, images: images, keep: alike}\n"
+    )
+    found = costs(str(recipe), tmp_path / "store", images=100_000).stages
+    assert found["equal"].seconds < found["hashed"].seconds / 5 < found["alike"].seconds / 50
+    assert found["alike"].flops == pytest.approx(100_000 * 0.78e9)
