@@ -1,4 +1,4 @@
-"""What captioners take for an image: words of metadata next to nothing, a model its passes, an endpoint money."""
+"""What captioners take for an image: words next to nothing, a model its passes, an endpoint money."""
 
 from __future__ import annotations
 
