@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipelines.buckets import Buckets, listed
 from pipelines.shards import canonical, read_index
@@ -34,6 +34,8 @@ class Ingest(ShardStage):
     `cls`, the label's id, where there is a label. Every input becomes a sample or a reject with its reason;
     what a long tail leaves out is counted, by class, in the manifest's `left_out`.
     """
+
+    version: ClassVar[int] = 2
 
     source: Source
     """Where the images are."""
