@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,6 +18,8 @@ from pipelines.sources.layout import label_of, split_of
 from pipelines.sources.listing import encode, plain_key
 from pipelines.sources.source import Found, Part, Source
 
+_ELSEWHERE = "$elsewhere"
+"""Stands in a part's data for the file that holds them."""
 GROUP = 8192
 """Rows that are read at once where a range is wanted."""
 
@@ -101,7 +104,7 @@ class Spotter:
     def _seen(self, part: Part, known: Mapping[str, str]) -> Iterator[tuple[Found, dict[str, Any]]]:
         """Each thing with what its bytes say; with a child beside where pictures are decoded."""
         blobs = Blobs(self.place.folder("blobs"))
-        stream = self.source.read(part, self.question.max_bytes, known, blobs)
+        stream = self.source.read(whole(part, self.place), self.question.max_bytes, known, blobs)
         judged = ((found, self._judge(found)) for found in stream)
         if not self.question.near:
             yield from judged
@@ -145,6 +148,43 @@ class Spotter:
             return said | {"fault": str(reject)}
         width, height = header.upright
         return said | {"kind": header.kind, "width": width, "height": height}
+
+
+def parted(part: Part, place: Storage) -> Part:
+    """The part without what it is made of, which is left in `place`."""
+    data = canonical(dict(part.data))
+    name = f"parts/{hashlib.sha256(data).hexdigest()[:32]}.json"
+    place.put_if_absent(name, data)
+    return dataclasses.replace(part, data={_ELSEWHERE: name})
+
+
+def whole(part: Part, place: Storage) -> Part:
+    """The part with what it is made of."""
+    name = part.data.get(_ELSEWHERE)
+    return part if name is None else dataclasses.replace(part, data=json.loads(place.read(name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merger:
+    """Opens what makes one file of many, sorted as each of them is: the executor's factory."""
+
+    place: Storage
+    folder: str
+
+    def __call__(self) -> Any:
+        return self.merge
+
+    def merge(self, group: tuple[int, Sequence[str]]) -> str:
+        import pyarrow.parquet as pq
+
+        number, files = group
+        name = f"{self.folder}/{number:05d}.parquet"
+        if not self.place.exists(name):
+            sink = io.BytesIO()
+            rows = table(self.place, files).sort_by("place")
+            pq.write_table(rows, sink, compression="zstd", row_group_size=GROUP)
+            self.place.put_if_absent(name, sink.getvalue())
+        return name
 
 
 class _Kept:

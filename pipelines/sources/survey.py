@@ -23,13 +23,15 @@ from pipelines.places import at_hand, remote
 from pipelines.shards import canonical
 from pipelines.sources.entries import Joined, Joiner, ranges
 from pipelines.sources.listing import Entry, Listing, ordered
-from pipelines.sources.sightings import Question, Seen, Spotter, file_of, stem_of, table
+from pipelines.sources.sightings import Merger, Question, Seen, Spotter, file_of, parted, stem_of, table
 from pipelines.sources.source import Part, Source
 from pipelines.stage import Tell, TooMany, jsonable
 
 if TYPE_CHECKING:
     from cluster.mapping import Executor
 
+MERGED = 256
+"""Files of what was seen that are made one, where there are more."""
 SMALL = 64
 """Parts (of some 500 files) that are read while planning, by this machine alone; more wait for the run."""
 
@@ -101,7 +103,7 @@ def survey(
     """
     place = _place(source, store)
     call = _Tasks(executor)
-    parts = _listed(source, call, most)
+    parts = _listed(source, place, call, most)
     whole = hashlib.sha256(canonical([question.name, [[p.name, p.stamp] for p in parts]])).hexdigest()[:24]
     told = f"inputs/{whole}/survey.json"
     if place.exists(told):
@@ -144,8 +146,13 @@ class _Tasks:
 
     executor: Executor | None
 
+    @property
+    def apart(self) -> bool:
+        """Whether tasks run elsewhere."""
+        return self.executor is not None and self.executor.parallel
+
     def __call__(self, factory: Any, items: Sequence[Any], name: str) -> Iterator[tuple[int, Any]]:
-        if self.executor is not None and self.executor.parallel:
+        if self.apart and self.executor:
             resources = settle(Resources(), self.executor.capacity(), shape="pool", accelerated=False)
             yield from self.executor.map(factory, items, resources=resources, name=name, describe=_describe)
             return
@@ -163,21 +170,30 @@ class _Splitter:
     """Opens what lists folders: the executor's factory."""
 
     source: Source
+    place: Storage | None
+    """Where what a part is made of is left for the task that reads it; the driver is given all without."""
 
     def __call__(self) -> Any:
-        return self.source.split
+        return self.split
+
+    def split(self, part: Part) -> list[Part]:
+        found = self.source.split(part)
+        if self.place is None:
+            return found
+        return [parted(one, self.place) if one.leaf else one for one in found]
 
 
-def _listed(source: Source, call: _Tasks, most: int | None) -> list[Part]:
+def _listed(source: Source, place: Storage, call: _Tasks, most: int | None) -> list[Part]:
     """All leaves, by name; listed level by level, each folder by a task."""
     leaves: list[Part] = []
+    splitter = _Splitter(source, place if call.apart else None)
     waiting = source.roots()
     while waiting:
         folders = [part for part in waiting if not part.leaf]
         leaves += [part for part in waiting if part.leaf]
         if most is not None and len(folders) > most:
             raise TooMany(f"{source.path} has more folders than are listed while planning.")
-        waiting = [part for _, found in call(_Splitter(source), folders, "list") for part in found]
+        waiting = [part for _, found in call(splitter, folders, "list") for part in found]
     leaves.sort(key=lambda part: part.name)
     for one, other in itertools.pairwise(leaves):
         assert one.name != other.name, f"two parts are named {one.name!r}"
@@ -190,7 +206,13 @@ def _joined(source: Source, place: Storage, name: str, seen: list[Seen], call: _
     labels = {label for one in seen for label in (one.labels_apart if splits else one.labels)}
     stated = any(one.facts for one in seen)
     by_folder = getattr(source, "labels", "none") == "folders" and not stated and len(labels) > 1
-    joiner = Joiner(place=place, seen=tuple(one.file for one in seen), labels=by_folder, splits=splits)
+    files = [one.file for one in seen]
+    if len(files) > MERGED:
+        # A range reads a piece of every file, so that with many files there would be far more pieces.
+        groups = [files[start : start + MERGED] for start in range(0, len(files), MERGED)]
+        merging = call(Merger(place=place, folder=f"merged/{name}"), list(enumerate(groups)), "merge")
+        files = [file for _, file in sorted(merging, key=lambda pair: pair[0])]
+    joiner = Joiner(place=place, seen=tuple(files), labels=by_folder, splits=splits)
     pieces = ranges(sum(one.rows for one in seen), f"inputs/{name}")
     found: list[Joined] = [
         joined for _, joined in sorted(call(joiner, pieces, "join"), key=lambda pair: pair[0])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.mapping import InlineExecutor
 from cluster.storage import Storage
 from pipelines.sources import FolderSource, GlobSource, entries, layout
-from pipelines.sources.sightings import Question
+from pipelines.sources.sightings import Question, parted, whole
 from pipelines.sources.survey import Survey, survey
 from pipelines.stage import TooMany
 
@@ -51,6 +52,7 @@ def test_parts_and_ranges_change_nothing_of_what_is_found(
     whole = survey(source, QUESTION, store=Storage.at(tmp_path / "whole"))
     monkeypatch.setattr(layout, "_CHUNK", chunk)
     monkeypatch.setattr(layout, "_WALK", walk)
+    monkeypatch.setattr("pipelines.sources.survey.MERGED", 3)
     original = entries.ranges
     monkeypatch.setattr("pipelines.sources.survey.ranges", lambda rows, name: original(rows, name, each=each))
     other = survey(source, QUESTION, store=Storage.at(tmp_path / "other"))
@@ -123,3 +125,25 @@ def test_a_pattern_names_files(tmp_path: Path, pattern: str, names: set[str]) ->
 def test_a_pattern_without_a_wildcard_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kind: folder"):
         GlobSource(path=tmp_path / "in").roots()
+
+
+def test_tasks_elsewhere_are_given_what_a_part_is_made_of(tmp_path: Path) -> None:
+    many(tmp_path / "in")
+    source, store = FolderSource(path=tmp_path / "in"), Storage.at(tmp_path / "store")
+    (folder,) = source.roots()
+    for part in source.split(folder):
+        light = parted(part, store)
+        assert len(str(light.data)) < 80
+        assert whole(light, store) == part
+    assert whole(folder, store) == folder
+
+
+def test_another_executor_finds_the_same(tmp_path: Path) -> None:
+    many(tmp_path / "in")
+    source = FolderSource(path=tmp_path / "in")
+    here = survey(source, QUESTION, store=Storage.at(tmp_path / "here"))
+    executor = InlineExecutor()
+    executor.parallel = True
+    there = survey(source, QUESTION, store=Storage.at(tmp_path / "there"), executor=executor)
+    assert (found(there), there.digest, there.name) == (found(here), here.digest, here.name)
+    assert Storage.at(tmp_path / "there").list(), "in the store that was named"
