@@ -8,6 +8,7 @@ kept, it is searched again, without a limit.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ _VERIFIED = 256
 """Pairs whose thumbnails are held at once."""
 _KNOWN = 500_000
 """Pairs of a task whose agreement is remembered: each is met from both of its sides."""
+_HEAD = 1024
+"""Bytes that hold the header of an npy file of ours."""
 Search = tuple[int, int, int]
 """Partition, and first and last (excluded) home of it."""
 
@@ -48,9 +51,7 @@ def find_semantic(
     run: Map, work: Storage, parts: Sequence[str], method: Semantic, skip: Mapping[int, Sequence[int]]
 ) -> np.ndarray:
     """Pairs of near copies (PAIR [n]) among all rows with features but those of `skip`."""
-    counts = [
-        len(np.load(work.local(f"features/{part}.npy"), mmap_mode="r", allow_pickle=False)) for part in parts
-    ]
+    counts = [_head(work, f"features/{part}.npy")[0] for part in parts]
     count = semantic.partitions(sum(counts), method.partition)
     if not work.exists("centroids.npy"):
         means = semantic.centroids(_sample(work, parts, counts, count), count, method.seed)
@@ -103,17 +104,25 @@ def _crowded(found: np.ndarray) -> set[tuple[int, int]]:
 
 
 def _sample(work: Storage, parts: Sequence[str], counts: Sequence[int], count: int) -> np.ndarray:
-    """Vectors to train the centroids on, from every part in step."""
+    """Vectors to train the centroids on: the leading ones of every part, by its share of all."""
     total = sum(counts)
-    step = max(1, total // semantic.sample_size(count)) if count > 1 else max(1, total)
-    found, seen = [], 0
+    wanted = semantic.sample_size(count) if count > 1 else 1
+    found = []
     for part, n in zip(parts, counts, strict=True):
-        chosen = np.arange(-seen % step, n, step)
-        seen += n
-        if len(chosen):
-            table = np.load(work.local(f"features/{part}.npy"), mmap_mode="r", allow_pickle=False)
-            found.append(np.asarray(table["vector"][chosen], np.float32))
+        if n:
+            _, dtype, offset = _head(work, f"features/{part}.npy")
+            size = min(n, -(-wanted * n // total)) * dtype.itemsize
+            table = np.frombuffer(work.read_range(f"features/{part}.npy", offset, size), dtype)
+            found.append(table["vector"].astype(np.float32))
     return np.concatenate(found) if found else np.zeros((0, 1), np.float32)
+
+
+def _head(work: Storage, name: str) -> tuple[int, np.dtype[Any], int]:
+    """Records of an npy file, their type, and where they begin: of a file that is far away, little is read."""
+    file = io.BytesIO(work.read_range(name, 0, min(work.size(name), _HEAD)))
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape[0], dtype, file.tell()
 
 
 @dataclass(frozen=True)
