@@ -118,7 +118,7 @@ def _sample(work: Storage, parts: Sequence[str], counts: Sequence[int], count: i
 
 
 def _head(work: Storage, name: str) -> tuple[int, np.dtype[Any], int]:
-    """Records of an npy file, their type, and where they begin: of a file that is far away, little is read."""
+    """Records of an npy file, their type, and where they begin; of a file far away, little is read."""
     file = io.BytesIO(work.read_range(name, 0, min(work.size(name), _HEAD)))
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
