@@ -197,7 +197,7 @@ def _write_members(
             raise ValueError(f"Sample {sample.key!r} is rejected and yet has members.")
         last = row.key
         for suffix in sorted(sample.members):
-            tar.add(f"{row.key}.{suffix}", sample.members[suffix])
+            tar.add(f"{row.key}.{suffix}", sample.members[suffix], sample.digests.get(suffix))
         for full, data in sample.shared.items():
             if shared.setdefault(full, data) != data:
                 raise ValueError(f"Two samples of a shard share {full!r} with different bytes.")

@@ -94,6 +94,8 @@ class Sample:
     key: str
     members: Mapping[str, bytes] = field(default_factory=dict)
     """Suffix without the leading dot -> bytes."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """sha256 hex of members of which it is known already, by suffix."""
     meta: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     """Scalars for the shard's index."""
     shared: Mapping[str, bytes] = field(default_factory=dict)

@@ -24,12 +24,12 @@ class TarWriter:
         self.sha256 = ""
         self.spans: dict[str, Span] = {}
 
-    def add(self, name: str, data: bytes) -> None:
-        """`ValueError` if the name is taken, or longer than 100 bytes."""
+    def add(self, name: str, data: bytes, digest: str | None = None) -> None:
+        """`ValueError` if the name is taken, or longer than 100 bytes. `digest`: sha256 hex, where known."""
         if name in self.spans:
             raise ValueError(f"The shard has two members named {name!r}.")
         self._write(header(name, len(data)))
-        self.spans[name] = (self.size, len(data), hashlib.sha256(data).hexdigest())
+        self.spans[name] = (self.size, len(data), digest or hashlib.sha256(data).hexdigest())
         self._write(data)
         self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
 

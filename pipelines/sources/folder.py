@@ -65,3 +65,6 @@ class FileReader(Reader):
     def read(self, where: Where, limit: int) -> bytes:
         with self._files.open(str(where)) as file:
             return layout.up_to(file, limit + 1)
+
+    def stamp(self, where: Where) -> str:
+        return self._files.stamp(str(where))

@@ -41,7 +41,7 @@ class Question:
     @property
     def name(self) -> str:
         said: list[Any] = [
-            4,
+            5,
             self.max_bytes,
             self.max_pixels,
             self.background if self.near else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -31,6 +32,10 @@ class Tree(Protocol):
         ...
 
     def open(self, name: str) -> BinaryIO: ...
+
+    def stamp(self, name: str) -> str:
+        """As the file has it now; "" where asking costs as much as reading, and where it is gone."""
+        ...
 
 
 def tree(path: Path) -> Tree:
@@ -61,11 +66,14 @@ class LocalTree:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
             else:
-                files.append(File(name, _stamp(entry)))
+                files.append(File(name, _stamp(entry.stat)))
         return folders, files
 
     def open(self, name: str) -> BinaryIO:
         return open(os.path.join(self.root, name), "rb", buffering=0)  # type: ignore[return-value]
+
+    def stamp(self, name: str) -> str:
+        return _stamp(lambda: os.stat(os.path.join(self.root, name)))
 
 
 class RemoteTree:
@@ -98,10 +106,13 @@ class RemoteTree:
     def open(self, name: str) -> BinaryIO:
         return self._storage.filesystem.open(f"{self._root}/{name}", "rb", cache_type="none")
 
+    def stamp(self, name: str) -> str:
+        return ""
 
-def _stamp(entry: os.DirEntry[str]) -> str:
+
+def _stamp(asked: Callable[[], os.stat_result]) -> str:
     try:
-        state = entry.stat()
+        state = asked()
     except OSError:
         return ""  # a link to nothing
     if not stat.S_ISREG(state.st_mode):

@@ -111,7 +111,7 @@ def made(
     """
 
     def work(file: Checked, size: Size, sound: bool) -> Work | Done:
-        one = dataclasses.replace(task, size=size)
+        one = task if size == task.size else dataclasses.replace(task, size=size)
         if _is_kept(one, file.header) and (sound or task.validate == "header"):
             return Done({"kept": True})
         return Work(_sent(file, size), _memory(file, _make_scale(one, file.header), one))
@@ -271,7 +271,7 @@ def _memory(file: Checked, scale: float, task: Task | None) -> int:
 
 
 def _sent(file: Checked, size: Size) -> dict[str, Any]:
-    return {"header": dataclasses.asdict(file.header), "data": file.data, "size": size}
+    return {"header": vars(file.header), "data": file.data, "size": size}
 
 
 def _received(sent: Mapping[str, Any]) -> Checked:

@@ -34,7 +34,7 @@ class ZipSource(Source):
     """Whether images are labelled by the name of the folder they lie in, where no metadata says more."""
 
     def roots(self) -> list[Part]:
-        return [Part(name="/", stamp=Archive.at(self.path).stamp, leaf=False)]
+        return [Part(name="/", stamp=Archive.at(self.path).state, leaf=False)]
 
     def split(self, part: Part) -> list[Part]:
         return layout.parts("", Archive.at(self.path).files())
@@ -50,7 +50,7 @@ class Archive(Reader):
     """The members of an archive, found by their place in its directory (names may occur twice)."""
 
     def __init__(self, file: BinaryIO, said: str, stamp: str) -> None:
-        self.stamp = stamp
+        self.state = stamp
         self._lock = threading.Lock()
         try:
             self._archive = zipfile.ZipFile(file)
@@ -78,7 +78,7 @@ class Archive(Reader):
             count = names[member.filename] = names.get(member.filename, 0) + 1
             # Members of one name are all inputs; they get names of their own.
             name = member.filename if count == 1 else f"{member.filename}#{count}"
-            found.append((File(name, f"{member.file_size} {member.CRC} {n} {self.stamp}"), n))
+            found.append((File(name, self.stamp(n)), n))
         return found
 
     def open(self, where: Any) -> BinaryIO:
@@ -91,6 +91,10 @@ class Archive(Reader):
     def read(self, where: Where, limit: int) -> bytes:
         with self.open(where) as file:
             return layout.up_to(file, limit + 1)
+
+    def stamp(self, where: Where) -> str:
+        member = self._member(where)
+        return f"{member.file_size} {member.CRC} {where} {self.state}"
 
     def _member(self, where: Any) -> zipfile.ZipInfo:
         return self._archive.infolist()[int(where)]

@@ -32,12 +32,13 @@ def resized(data: bytes) -> bytes:
     import numpy as np
     import simplejpeg
 
-    array = simplejpeg.decode_jpeg(data, min_height=SIDE, min_width=SIDE)
+    # A quarter larger than what it is brought to, as ours: at the very size fine textures lose 3 dB.
+    array = simplejpeg.decode_jpeg(data, min_height=5 * SIDE // 4, min_width=5 * SIDE // 4)
     image = Image.fromarray(array)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
-    image = image.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)
+    image = image.resize((SIDE, SIDE), Image.Resampling.HAMMING, box=box)
     return simplejpeg.encode_jpeg(np.asarray(image), quality=QUALITY, colorsubsampling="444")
 
 
@@ -150,7 +151,8 @@ def img2dataset(images: str, out: str) -> float:
 CONTENDERS: dict[str, Callable[[str, str], float]] = {
     f.__name__: f
     for f in (
-        bare, bare_decode, shard_writer, ray_data, ray_data_whole, tar, img2dataset, ours, ours_whole, ours_checked
+        bare, bare_decode, shard_writer, ray_data, ray_data_whole, tar, img2dataset,
+        ours, ours_whole, ours_checked,
     )
 }  # fmt: skip
 
