@@ -6,12 +6,13 @@ Every choice stands in it with its reason, so that it reads as the place to go o
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.recipe.curation import KEEP, curation
 from pipelines.recipe.machine import Machine
+from pipelines.recipe.source_lines import source_lines
 from pipelines.recipe.survey import Survey
 
 RESOLUTIONS = (32, 48, 64, 96, 128, 256)
@@ -27,6 +28,10 @@ MOST_EPOCHS = 400
 CAPTIONED = 0.9
 """Share of images that must have a text for it to be their caption."""
 LABELLED = 0.9
+SQUARE = 2 / 3
+"""Share of images that must be about square for one square size to do."""
+BUCKETED = 1000
+"""Images from which on several shapes have enough each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,11 @@ class Choice:
     def factor(self) -> int:
         return self.stem * 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def step(self) -> int:
+        """px of a patch of latents: sides of buckets are multiples of it."""
+        return self.factor * self.patch
+
 
 def choose(found: Survey, machine: Machine) -> Choice:
     """The largest sizes that the images have and that the machine trains in about `MINUTES`."""
@@ -77,7 +87,7 @@ def choose(found: Survey, machine: Machine) -> Choice:
     network = 6 * parameters * (latents // patch) ** 2
     channels = 64 if machine.gpus else 32
     autoencoder = 200 * channels**2 * (2 if large else 1) * size**2
-    most = MOST_EPOCHS * found.images
+    most = MOST_EPOCHS * max(1, found.usable)
     network_images = _round(min((1 - AUTOENCODER_SHARE) * seconds * flops / network, most))
     autoencoder_images = _round(min(AUTOENCODER_SHARE * seconds * flops / autoencoder, most))
     spent = (network_images * network + autoencoder_images * autoencoder) / flops
@@ -105,15 +115,18 @@ def recipe(
     """The recipe as YAML with comments; `folder` is where it will stand, `weights` those installed."""
     choice = choose(found, machine)
     captioner = _captioner(found, "efficientnet-lite0" in weights) if "minilm" in weights else ""
-    conditions = ["classes"] * bool(found.labels) + ["text"] * bool(captioner)
+    conditions = ["classes"] * bool(found.classes) + ["text"] * bool(captioner)
     said = " and ".join(conditions) or "nothing: it is unconditional"
+    minutes = "a minute" if choice.minutes == 1 else f"{choice.minutes} minutes"
+    counted = f"{'' if found.exact else 'About '}{found.images:,} images"
     parts = [
         f"# {command}",
-        f"# {found.images:,} images; about {choice.minutes} minutes of training on {_machine(machine)}.",
+        f"# {counted}; about {minutes} of training on {_machine(machine)}.",
         f"# The model is conditioned on {said}. Written by `latentmill init`; change what you like.",
         f"name: {json.dumps(name)}",
         "stages:",
         _images(found, choice, folder),
+        curation(found, size=choice.size, weights=weights),
     ]
     if captioner:
         parts += [captioner, _TEXT]
@@ -123,25 +136,44 @@ def recipe(
 
 
 def _images(found: Survey, choice: Choice, folder: Path) -> str:
-    path = os.path.relpath(found.source.path.expanduser().absolute(), folder.absolute())
-    path = str(found.source.path.expanduser().absolute()) if path.startswith("..") else path
     held_out = 0.05 if found.images >= 1000 else 0.1
     split = (
-        "    # The split that the folders or the metadata state is kept."
+        "    # The split that the source states is kept."
         if found.splits
         else "    # Held out for the loss curve and for the scores; near-duplicates stay on one side.\n"
         f"    split: {{validation: {held_out}, test: {held_out}}}"
     )
-    wide = _spread(found)
-    resize = "crop" if wide < 1.8 else "fit"
-    why = "the middle square is kept" if resize == "crop" else "shapes differ much: fitted, with white around"
     return f"""\
   images:
     stage: ingest
-    source: {{kind: {found.source.kind}, path: {json.dumps(path, ensure_ascii=False)}}}
-    size: {choice.size}   # px; {choice.why_size}
-    resize: {resize}   # {why}
+{source_lines(found, folder)}\
+{_shape(found, choice)}\
 {split}
+"""
+
+
+def _shape(found: Survey, choice: Choice) -> str:
+    """What size and shape the images are brought to."""
+    wide = _spread(found)
+    resize = "crop" if wide < 1.8 else "fit"
+    why = "the middle square is kept" if resize == "crop" else "shapes differ much: fitted, with white around"
+    square = f"    size: {choice.size}   # px; {choice.why_size}\n    resize: {resize}   # {why}\n"
+    if found.square >= SQUARE:
+        return square
+    told = f"{100 * (1 - found.square):.0f} % of the images are not square"
+    sized = f"buckets: {{area: {choice.size}, step: {choice.step}}}"
+    if found.usable >= BUCKETED:
+        return f"""\
+    # {told}: each keeps its shape, about, at the area of {choice.size} x {choice.size} px
+    # ({choice.why_size}). One square for all would be `size: {choice.size}`.
+    {sized}
+    resize: crop   # the little that the shapes differ by
+"""
+    return f"""\
+{square}\
+    # {told}. This line would keep their shapes, about, at the same area (with
+    # `resize: crop`); of so few images some shapes have too few to learn from.
+    # {sized}
 """
 
 
@@ -162,6 +194,7 @@ def _captioner(found: Survey, tags: bool) -> str:
   captions:
     stage: caption
     images: images
+{KEEP}\
     captioners:   # {why}
       - {what}
 """
@@ -171,8 +204,12 @@ _TEXT = """\
   text: {stage: embed, captions: captions}
 """
 
-_LATENTS = """\
-  latents: {stage: encode, images: images, autoencoder: autoencoder}
+_LATENTS = f"""\
+  latents:
+    stage: encode
+    images: images
+{KEEP}\
+    autoencoder: autoencoder
 """
 
 
@@ -183,6 +220,7 @@ def _autoencoder(choice: Choice, machine: Machine) -> str:
   autoencoder:   # {choice.size} px to {side} x {side} latents of {choice.latent_channels} channels
     stage: train_autoencoder
     images: images
+{KEEP}\
     autoencoder:
       kind: kl
       latent_channels: {choice.latent_channels}
@@ -197,8 +235,8 @@ def _autoencoder(choice: Choice, machine: Machine) -> str:
 
 
 def _model(found: Survey, choice: Choice, machine: Machine, text: bool) -> str:
-    epochs = choice.network_images / max(1, found.images)
-    inputs = "    images: images   # its classes\n" * bool(found.labels) + "    text: text\n" * text
+    epochs = choice.network_images / max(1, found.usable)
+    inputs = "    images: images   # its classes\n" * bool(found.classes) + "    text: text\n" * text
     return f"""\
   model:
     stage: train
@@ -238,7 +276,7 @@ def _precision(machine: Machine) -> str:
 
 def _after(found: Survey, machine: Machine, text: bool, judged: bool) -> list[str]:
     count = max(64, min(2000, found.images // 2))
-    inputs = "    images: images\n" * bool(found.labels) + "    captions: captions\n" * text
+    inputs = "    images: images\n" * bool(found.classes) + "    captions: captions\n" * text
     why = "   # captions and classes as often as in the images" if inputs else ""
     generated = f"""\
   generated:{why}
@@ -248,19 +286,24 @@ def _after(found: Survey, machine: Machine, text: bool, judged: bool) -> list[st
     count: {count}
 {_drawing(machine)}
 """
-    augmented = """\
-  augmented: {stage: augment, real: images, generated: generated}
+    augmented = f"""\
+  augmented:
+    stage: augment
+    real: images
+{KEEP}\
+    generated: generated
 """
     texts = "    text: text\n" if text else ""
     scores = f"""\
   scores:
     stage: evaluate
     images: images
+{KEEP}\
     generated: generated
     model: model
     latents: latents
 {texts}"""
-    return [generated] + [augmented] * bool(found.labels) + [scores] * judged
+    return [generated] + [augmented] * bool(found.classes) + [scores] * judged
 
 
 def _spread(found: Survey) -> float:

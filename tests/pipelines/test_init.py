@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from pipelines.commands.init import recipe_name
 from pipelines.recipe import starter
 from pipelines.recipe.machine import Machine
 from pipelines.recipe.survey import Survey, survey
-from pipelines.sources import FolderSource
+from pipelines.sources import FolderSource, IdxSource
 
 LAPTOP = Machine(cores=2, memory=8 * 2**30)
-WEIGHTS = {"efficientnet-lite0", "minilm"}
+WEIGHTS = {"efficientnet-lite0", "minilm", "open-nsfw"}
+CURATION = {"quality", "copies", "kept"}
 
 
 def draw(path: Path, *, width: int = 40, height: int = 40, seed: int = 0) -> None:
@@ -48,8 +50,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_is_counted_and_what_is_broken_is_found(photos: Path) -> None:
-    found = survey(photos)
+    found = survey(FolderSource(path=photos))
     assert (found.images, found.texts, found.looked) == (13, 1, 10), "three are broken by their header"
+    assert (found.exact, found.read, found.usable) == (True, 13, 10)
     assert found.labels == {"cat": 7, "dog": 6}
     assert found.kinds == {"png": 6, "jpg": 4}
     assert sorted(found.sides) == sorted([(40 + n, 40) for n in range(6)] + [(40, 60)] * 4)
@@ -62,15 +65,17 @@ def test_a_folder_is_counted_and_what_is_broken_is_found(photos: Path) -> None:
 
 
 def test_what_the_time_does_not_allow_is_not_looked_at(photos: Path) -> None:
-    found = survey(photos, seconds=0.0)
+    found = survey(FolderSource(path=photos), seconds=0.0)
     assert (found.images, found.looked, found.sides) == (13, 0, ())
     assert len(found.broken) == 3, "headers are read all the same"
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "readme.txt").write_text("nothing")
-    with pytest.raises(ValueError, match="has no image in it"):
-        survey(tmp_path)
+def test_a_pile_of_which_nothing_can_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "b.png").write_text("<html>")
+    (tmp_path / "c.png").write_text("<html>")
+    with pytest.raises(ValueError, match="none of 3 images .* 2 are 'begins like no image', as b.png"):
+        survey(FolderSource(path=tmp_path))
 
 
 def test_init_writes_a_recipe_and_says_what_it_found(
@@ -103,6 +108,13 @@ def found(**changes: object) -> Survey:
     return Survey(**(survey | changes))  # pyright: ignore
 
 
+def uncommented(text: str) -> str:
+    """With the stages that choose among images, and `keep` in those that heed them."""
+    stages = text[text.index("  # quality:") :].partition("\n\n")[0]
+    alive = "\n".join(line.replace("  # ", "  ", 1) for line in stages.splitlines())
+    return text.replace(stages, alive).replace("    # keep: kept\n", "    keep: kept\n")
+
+
 def gpu(gigabytes: int) -> Machine:
     return Machine(cores=16, memory=2**37, gpus=("a GPU",), gpu_memory=gigabytes * 2**30)
 
@@ -121,6 +133,7 @@ def gpu(gigabytes: int) -> Machine:
         ({"texts": 0}, set(), "images autoencoder latents model generated"),
         ({"splits": Counter(train=1500, test=500), "sides": ((28, 28),) * 3}, WEIGHTS, None),
         ({"images": 12, "texts": 12, "sides": ((4000, 300),) * 12}, WEIGHTS, None),
+        ({"sides": ((640, 480), (480, 640), (500, 500)) * 600}, set(), None),
     ],
 )
 def test_every_recipe_it_can_write_is_accepted_and_fits_together(
@@ -129,15 +142,58 @@ def test_every_recipe_it_can_write_is_accepted_and_fits_together(
     text = starter.recipe(
         found(**changes), machine, name="no", command="latentmill run no.yaml", folder=Path(), weights=weights
     )
+    curated = config.parse(uncommented(text), name="no.yaml", folder=Path())
+    assert set(curated.stages) - set(config.parse(text, name="no.yaml", folder=Path()).stages) == CURATION
+    assert {s for s, stage in curated.stages.items() if getattr(stage, "keep", None) == "kept"} == {
+        *("captions", "autoencoder", "latents", "augmented", "scores")
+    } & set(curated.stages)
     recipe = config.parse(text, name="no.yaml", folder=Path())
     assert recipe.name == "no"
     if stages is not None:
         assert set(recipe.stages) == set(stages.split())
     images, autoencoder, model = (recipe.stages[n] for n in ("images", "autoencoder", "model"))
-    latents = images.size / autoencoder.autoencoder.factor  # pyright: ignore
-    assert latents == int(latents)
-    assert latents % model.network.patch == 0  # pyright: ignore
+    sized = images.buckets.sizes() if images.buckets else [(images.size, images.size)]  # pyright: ignore
+    for side in {side for size in sized for side in size}:
+        latents = side / autoencoder.autoencoder.factor  # pyright: ignore
+        assert latents == int(latents)
+        assert latents % model.network.patch == 0  # pyright: ignore
     assert model.network.width % model.network.heads == 0  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("images", "sides", "line"),
+    [
+        (2000, ((640, 480),) * 6, "    buckets: {area: 48, step: 12}"),
+        (900, ((640, 480),) * 6, "    # buckets: {area: 48, step: 12}"),
+        (2000, ((640, 480), (500, 500), (500, 540)), None),
+    ],
+)
+def test_shapes_are_kept_where_few_are_square_and_each_has_enough(
+    images: int, sides: tuple[tuple[int, int], ...], line: str | None
+) -> None:
+    text = written(images=images, texts=images, sides=sides)
+    assert [one for one in text.splitlines() if "buckets:" in one] == ([line] if line else [])
+    recipe = config.parse(text.replace("# buckets", "buckets"), name="no.yaml", folder=Path())
+    assert bool(recipe.stages["images"].buckets) == bool(line)  # pyright: ignore
+
+
+def test_what_is_not_installed_is_not_asked_for() -> None:
+    assert "nsfw" not in written(weights=())
+    assert "by: {kind: perceptual}" in written(weights=())
+    assert "nsfw: {max: 0.5}" in written(weights=WEIGHTS)
+    numbers = written(weights=WEIGHTS, source=IdxSource(path=Path("mnist"), names=("0", "1")))
+    assert "by: {kind: exact}" in numbers
+    assert "shorter" not in numbers
+    assert 'names: ["0", "1"]' in numbers
+
+
+def test_labels_that_nearly_each_image_has_alone_are_no_classes() -> None:
+    assert "augmented:" in written(labels=Counter({str(n): 100 for n in range(20)}))
+    assert "augmented:" not in written(labels=Counter({str(n): 1 for n in range(2000)}))
+
+
+def written(*, weights: Container[str] = WEIGHTS, **changes: object) -> str:
+    return starter.recipe(found(**changes), LAPTOP, name="no", command="run", folder=Path(), weights=weights)
 
 
 def test_more_machine_means_a_larger_model_and_small_images_stay_small() -> None:
@@ -150,7 +206,10 @@ def test_more_machine_means_a_larger_model_and_small_images_stay_small() -> None
 
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [("~/My Photos", "my-photos"), ("x/set.zip", "set"), ("/data/2024", "images"), ("a_b.c", "a_b-c")],
+    [
+        *(("~/My Photos", "my-photos"), ("x/set.zip", "set"), ("/data/2024", "images"), ("a_b.c", "a_b-c")),
+        *(("x/birds/**/*.jpg", "birds"), ("s3://bucket/shards/{00..99}.tar", "shards"), ("a/b.jsonl", "b")),
+    ],
 )
 def test_a_recipe_is_named_after_its_folder(folder: str, name: str) -> None:
     assert recipe_name(Path(folder)) == name
