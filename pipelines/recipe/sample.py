@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipelines.recipe.drawing import CHUNK, Drawn
+from pipelines.recipe.glimpse import is_image
 from pipelines.sources.blobs import Blob, Blobs, BlobWriter
 from pipelines.sources.source import Found, Part, Reader, Source
 from pipelines.sources.tree import tree
@@ -97,7 +98,7 @@ class Sampled(Source):
 
     def read(self, part: Part, limit: int, known: Mapping[str, str], blobs: Blobs) -> Iterator[Found]:
         """Nothing once the time is over, but for metadata and the first images."""
-        tally, count, images, size = self.tally, 0, 0, 0
+        tally, count, images, size, end = self.tally, 0, 0, 0, 0
         told = self.drawn.weights[part.name] == 0 and "files" in part.data
         first = next((p.name for p in self.drawn.parts if self.drawn.weights[p.name]), "") == part.name
         if not told and not first and self._is_over():
@@ -110,13 +111,15 @@ class Sampled(Source):
             count += 1
             images += not found.side
             size += len(found.data or b"")
+            if isinstance(found.where, list):  # in a tar that is read where it lies: samples before this one
+                end = found.where[1] * images // max(1, images - 1)
             over = self._is_over() and not (first and count < CHUNK)
             if not told and (over or self._is_enough(images, size)):
                 ended = False
                 break
         with tally.lock:
             tally.images[part.name] = images
-            tally.covered[part.name] = 1.0 if ended else self._share(part, count, size)
+            tally.covered[part.name] = 1.0 if ended else self._share(part, count, end or size)
 
     def _is_passed_over(self, name: str) -> bool:
         return bool(self.drawn.names) and name not in self.drawn.names
@@ -133,13 +136,13 @@ class Sampled(Source):
         """Of a part that was left early: by its files, its rows, or its bytes."""
         data, weight = part.data, self.drawn.weights[part.name]
         if "files" in data:
-            return count / len(data["files"])
+            images = [is_image(name) for name, *_ in data["files"]]
+            return sum(images[:count]) / sum(images) if any(images) else count / len(images)
         piece = data.get("piece", ())
         if piece:
             return min(1.0, count / (weight if len(piece) == 4 else CHUNK))
-        if "file" in data:
-            # A tar holds a header of a block and up to a block of padding for each member.
-            return min(1.0, (size + 1024 * count) / weight)
+        if "file" in data:  # what is packed has images, and little beside
+            return min(1.0, size / weight)
         return min(1.0, count / self._rows(part))
 
     def _rows(self, part: Part) -> int:
