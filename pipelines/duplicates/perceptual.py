@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,12 @@ _SIDE = 32
 _LOW = 8
 _FLAT = 2.0
 """Standard deviation, in gray levels, below which a picture has no shape to compare."""
-_BANDS = 4
-_BAND_BITS = 16
 _AT_ONCE = 1 << 20
 """Pairs of hashes that are compared at once."""
-REACH = 2 * _BANDS - 1
-"""Largest distance in bits at which every pair is found: of 4 bands one then differs in at most 1 bit."""
+_SORTING = 12
+"""How many pairs are compared in the time that one more hash takes to be sorted and looked up."""
+REACH = 7
+"""Largest distance in bits: beyond, hashes of different pictures meet, and most pairs would be compared."""
 
 
 @dataclass(frozen=True)
@@ -74,61 +75,68 @@ def clusters(digests: Sequence[str], looks: Sequence[Look | None], distance: int
     """
     if not -1 <= distance <= REACH:
         raise ValueError(f"A distance of {distance} bits is not within -1 to {REACH}.")
-    parents = np.arange(len(digests))
+    parents = list(range(len(digests)))
 
     def root(n: int) -> int:
         while parents[n] != n:
-            parents[n] = parents[parents[n]]
-            n = int(parents[n])
+            parents[n] = n = parents[parents[n]]
         return n
 
     def unite(a: int, b: int) -> None:
         a, b = root(a), root(b)
         parents[max(a, b)] = min(a, b)
 
-    firsts: dict[str | int, int] = {}
+    firsts: dict[str, int] = {}
     for n, digest in enumerate(digests):
-        if digest:
-            unite(n, firsts.setdefault(digest, n))
+        if digest and firsts.setdefault(digest, n) != n:
+            unite(n, firsts[digest])
     if distance >= 0:
         members: dict[int, int] = {}
         for n, seen in enumerate(looks):
-            if seen is not None:
-                unite(n, members.setdefault(seen.hash, n))
+            if seen is not None and members.setdefault(seen.hash, n) != n:
+                unite(n, members[seen.hash])
         hashes = np.fromiter(members, dtype=np.uint64, count=len(members))
-        owners = list(members.values())
-        mirrors = np.array([looks[n].mirrored for n in owners], dtype=np.uint64)  # pyright: ignore[reportOptionalMemberAccess]
-        for other in (hashes, mirrors):
-            for a, b in _pairs(hashes, other, distance):
-                unite(owners[a], owners[b])
-    return [root(n) for n in range(len(digests))]
+        owners = np.fromiter(members.values(), dtype=np.int64, count=len(members))
+        mirrors = np.array([looks[n].mirrored for n in members.values()], dtype=np.uint64)  # pyright: ignore[reportOptionalMemberAccess]
+        for other, mask in itertools.product((hashes, mirrors), _masks(distance, len(hashes))):
+            for left, right, _ in banded_pairs(hashes & mask, hashes, other & mask, other, distance):
+                roots = _roots(parents)
+                a, b = owners[left], owners[right]
+                new = roots[a] != roots[b]
+                for one, another in zip(a[new].tolist(), b[new].tolist(), strict=True):
+                    unite(one, another)
+    return _roots(parents).tolist()
 
 
-def _pairs(left: np.ndarray, right: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
-    """Index pairs of hashes at most `distance` bits apart (multi-index hashing, Norouzi et al., 2012)."""
-    probes = [0, *(1 << bit for bit in range(_BAND_BITS))] if distance >= _BANDS else [0]
-    for band in range(_BANDS):
-        shift = np.uint64(band * _BAND_BITS)
-        keys = (left >> shift) & np.uint64(0xFFFF)
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        wanted = (right >> shift) & np.uint64(0xFFFF)
-        for probe in probes:
-            target = wanted ^ np.uint64(probe)
-            low, high = np.searchsorted(keys, target, "left"), np.searchsorted(keys, target, "right")
-            for start in range(0, len(right), 4096):
-                counts = (high - low)[start : start + 4096]
-                b = np.repeat(np.arange(start, start + len(counts)), counts)
-                offsets = np.arange(len(b)) - np.repeat(np.cumsum(counts) - counts, counts)
-                a = order[np.repeat(low[start : start + 4096], counts) + offsets]
-                near = np.bitwise_count(left[a] ^ right[b]) <= distance
-                near &= a != b
-                yield from zip(a[near].tolist(), b[near].tolist(), strict=True)
+def _roots(parents: Sequence[int]) -> np.ndarray:
+    found = np.array(parents, dtype=np.int64)
+    while not np.array_equal(above := found[found], found):
+        found = above
+    return found
 
 
-def bands(distance: int) -> list[tuple[int, int]]:
-    """(shift, width) in bits of distance + 1 bands: of hashes that far apart at most, one band is equal."""
-    edges = [64 * n // (distance + 1) for n in range(distance + 2)]
+def _masks(distance: int, count: int) -> list[np.uint64]:
+    """Bits of which any two hashes at most `distance` bits apart have all of one mask in common.
+
+    Of distance + k bands of bits at least k are equal (Manku, Jain and Sarma, 2007). A larger k takes more
+    masks, and each brings fewer pairs to compare: it is chosen for the number of hashes.
+    """
+
+    def cost(k: int) -> float:
+        masks, bits = math.comb(distance + k, k), 64 * k // (distance + k)
+        return masks * (_SORTING * count + count * count / 2**bits)
+
+    k = min(range(1, 5), key=cost)
+    each = [((1 << width) - 1) << shift for shift, width in bands(distance, k)]
+    return [np.uint64(sum(chosen)) for chosen in itertools.combinations(each, k)]
+
+
+def bands(distance: int, equal: int = 1) -> list[tuple[int, int]]:
+    """(shift, width) in bits of distance + 1 bands: of hashes that far apart at most, one band is equal.
+
+    With more bands, more are `equal`.
+    """
+    edges = [64 * n // (distance + equal) for n in range(distance + equal + 1)]
     return [(low, high - low) for low, high in itertools.pairwise(edges)]
 
 
@@ -139,8 +147,9 @@ def banded_pairs(
 
     All uint64; both hashes of a pair are told in one order only where they are the same number.
     """
-    order = np.argsort(left_values, kind="stable")
-    values = left_values[order]
+    order, turns = (np.argsort(values, kind="stable") for values in (left_values, right_values))
+    # In their order they are looked up in a seventh of the time.
+    values, right_values, right = left_values[order], right_values[turns], right[turns]
     low, high = (np.searchsorted(values, right_values, side) for side in ("left", "right"))
     ends = np.cumsum(high - low)
     start = 0
@@ -154,7 +163,7 @@ def banded_pairs(
         a = order[np.repeat(low[start:stop], counts) + offsets]
         bits = np.bitwise_count(left[a] ^ right[b])
         near = bits <= distance
-        yield a[near], b[near], bits[near].astype(np.float32)
+        yield a[near], turns[b[near]], bits[near].astype(np.float32)
         start = stop
 
 
