@@ -1,6 +1,7 @@
 """Planted copies found, others left alone, and what a task holds of an index that grows.
 
-Thresholds were chosen on half 0 of the emoji; these are copies of half 1.
+These are copies of half 1 of the emoji. The thresholds were chosen while looking at emoji of both halves, so
+the figures are not those of unseen pictures.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ ARCHIVE = Path(__file__).parents[3] / "pipelines/data/emoji3d.zip"
 
 
 def emoji(half: int, count: int | None = None) -> Iterator[tuple[str, Image.Image]]:
-    """(name, RGB picture of 256 px on white) of one half of the emoji: thresholds are chosen on half 0."""
+    """(name, RGB picture of about 256 px on white) of one half of the emoji."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
         mine = [name for name in names if hashlib.sha256(name.encode()).digest()[-1] % 2 == half]
