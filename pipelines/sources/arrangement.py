@@ -135,7 +135,8 @@ def _decided(survey: Survey, wish: Wish, place: Storage) -> dict[str, Any]:
         left_out["long_tail"] = _count(classes, columns["label"], before, splits)
     kept = [n for n, split in enumerate(splits) if split]
     near, exact = leaks([digests[n] for n in kept], [splits[n] for n in kept], [groups[n] for n in kept])
-    codes = np.array([ORDER.index(split) if split else -1 for split in splits], dtype=np.int8)
+    number = {split: code for code, split in enumerate(ORDER)} | {"": -1}
+    codes = np.array([number[split] for split in splits], dtype=np.int8)
     files = _write(survey, codes, place)
     labels = Counter(label for n in kept if (label := columns["label"][n]) is not None)
     statistics = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -70,18 +71,27 @@ def assign(
     Where a member's split is stated it stays, and the others of its cluster follow the first such one. Adding
     images leaves a cluster where it is, unless one of them joins it with a smaller key.
     """
+    sizes = Counter(clusters)
     groups: dict[int, list[int]] = {}
-    for n, cluster in enumerate(clusters):
-        groups.setdefault(cluster, []).append(n)
     splits = [""] * len(keys)
+    for n, cluster in enumerate(clusters):
+        if sizes[cluster] > 1:
+            groups.setdefault(cluster, []).append(n)
+        else:
+            splits[n] = stated[n] or _draw(keys[n], split, seed)
     for members in groups.values():
         members.sort(key=lambda n: keys[n])
         place = next((s for n in members if (s := stated[n])), None) or _draw(keys[members[0]], split, seed)
         for n in members:
             splits[n] = stated[n] or place
-    many = [len(members) for members in groups.values() if len(members) > 1]
     near, exact = leaks(digests, splits, clusters)
-    return Assignment(splits=splits, clusters=len(many), clustered=sum(many), leaks=near, exact_leaks=exact)
+    return Assignment(
+        splits=splits,
+        clusters=len(groups),
+        clustered=sum(map(len, groups.values())),
+        leaks=near,
+        exact_leaks=exact,
+    )
 
 
 def leaks(digests: Sequence[str], splits: Sequence[str], clusters: Sequence[int]) -> tuple[int, int]:
