@@ -15,6 +15,8 @@ MODULES = (
     "core",
     "techniques",
     "plan",
+    "planning",
+    "verifying",
     "ratios",
     "quickstart",
     "upscale",
