@@ -35,6 +35,9 @@ class Semantic:
 
     With `verify` it finds resized, recompressed, cropped, mirrored and recoloured copies; without, whatever
     the network takes for the same thing, which is a matter of taste and not of copies.
+
+    Measured on copies of 256 px emoji (all of 200 found) and of gray 28 px garments (72 % of 200; resized
+    ones 50 %, recompressed ones 40 %): what is lost of a tiny picture counts as a difference.
     """
 
     kind: Literal["semantic"] = "semantic"
