@@ -47,7 +47,7 @@ class IdxSource(Source):
     def roots(self) -> list[Part]:
         """`ValueError` if a file is missing or is not IDX, with how to get it."""
         files = IdxFiles(at_hand(self.path))
-        return [Part(name=split, stamp=files.stamp(split), leaf=False) for split in _FILES]
+        return [Part(name=split, stamp=files.state(split), leaf=False) for split in _FILES]
 
     def split(self, part: Part) -> list[Part]:
         files, split = IdxFiles(at_hand(self.path)), part.name
@@ -98,18 +98,18 @@ class IdxFiles(Reader):
         return hashlib.sha256(b"%d %d " % (height, width) + pixels[n * size : (n + 1) * size]).hexdigest()
 
     def labels(self, split: str) -> bytes:
-        return _parsed(self._file(split, "labels-idx1"), 1, self.stamp(split))[0]
+        return _parsed(self._file(split, "labels-idx1"), 1, self.state(split))[0]
 
     def count(self, split: str) -> int:
-        return _parsed(self._file(split, "images-idx3"), 3, self.stamp(split))[1][0]
+        return _parsed(self._file(split, "images-idx3"), 3, self.state(split))[1][0]
 
-    def stamp(self, split: str) -> str:
+    def state(self, split: str) -> str:
         states = [self._file(split, kind).stat() for kind in ("images-idx3", "labels-idx1")]
         return " ".join(f"{state.st_size} {state.st_mtime_ns} {state.st_ino}" for state in states)
 
     def _pixels(self, where: Where) -> tuple[bytes, int, int, int]:
         split, _, n = str(where).partition("/")
-        data, (_, height, width) = _parsed(self._file(split, "images-idx3"), 3, self.stamp(split))
+        data, (_, height, width) = _parsed(self._file(split, "images-idx3"), 3, self.state(split))
         return data, height, width, int(n)
 
     def _file(self, split: str, kind: str) -> Path:

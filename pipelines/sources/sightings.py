@@ -349,5 +349,5 @@ def _told(place: Storage, name: str) -> Seen:
 
     head = pq.read_metadata(place.local(name))
     told = json.loads(head.metadata[b"latentmill"])
-    said = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     return Seen(file=name, rows=head.num_rows, **said)

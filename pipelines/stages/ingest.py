@@ -302,7 +302,7 @@ def _make(stage: Ingest, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Samp
             yield _rejected(waiting.popleft()[0])
         row, data = waiting.popleft()
         digest = None
-        if plain and one.get("image") is data:
+        if plain and data is not None and one.get("image") is data:
             # Kept as it is: the digest that its member needs says that it is the file that was read before.
             digest = reader.digest(row.data["where"], data)
             if digest != row.data["digest"]:
