@@ -22,8 +22,12 @@ OPENED = 64
 """Folders, tables or pieces of tables that are looked into, of those at one depth."""
 PIECES = 8
 """Of tables whose rows name files."""
+PARTS = 256
+"""Tars, row groups or pieces of tables that are read, at most."""
 CHUNK = 256
-"""Files, or rows that name files, that are drawn together."""
+"""Images of a folder or a zip archive that are read in one go."""
+ROWS = 64
+"""Rows that name files that are: few, as neighbours are often of a kind."""
 DRAWN = 20_000
 """Names of images that are drawn, at most."""
 METADATA = 256 << 20
@@ -58,14 +62,14 @@ def draw(source: Source, *, until: float) -> Drawn:
         leaves, cut = _cut(source, [leaf for leaf in leaves if names_files(leaf.part)])
         whole &= cut
     random.Random(1).shuffle(leaves)
-    parts = tuple(replace(leaf.part, name=f"{n:06d}") for n, leaf in enumerate(leaves))
-    weights = {part.name: _extent(part) for part in parts}
+    taken = leaves[:PARTS]
+    parts = tuple(replace(leaf.part, name=f"{n:06d}") for n, leaf in enumerate(taken))
     return Drawn(
         parts=parts,
-        weights=weights,
-        times={part.name: leaf.times for part, leaf in zip(parts, leaves, strict=True)},
-        total=sum(weights[part.name] * leaf.times for part, leaf in zip(parts, leaves, strict=True)),
-        all=whole,
+        weights={part.name: _extent(part) for part in parts},
+        times={part.name: leaf.times for part, leaf in zip(parts, taken, strict=True)},
+        total=sum(_extent(leaf.part) * leaf.times for leaf in leaves),
+        all=whole and len(taken) == len(leaves),
     )
 
 
@@ -150,13 +154,13 @@ def names_files(part: Part) -> bool:
 
 
 def _cut(source: Source, leaves: list[_Leaf]) -> tuple[list[_Leaf], bool]:
-    """Rows that name files, in pieces of `CHUNK` rows; False if some pieces stand for the others."""
+    """Rows that name files, in pieces of `ROWS` rows; False if some pieces stand for the others."""
     chosen = random.Random(0).sample(leaves, min(len(leaves), PIECES))
     files, found = tree(folder(source.path, ENDINGS)), list[_Leaf]()
     for leaf in chosen:
         said = leaf.part.data
         *before, start, end = said["piece"]
-        starts = list(range(start, end, CHUNK)) if before else _starts(files, said["file"], start, end)
+        starts = list(range(start, end, ROWS)) if before else _starts(files, said["file"], start, end)
         for low, high in zip(starts, [*starts[1:], end], strict=True):
             part = replace(leaf.part, data={**said, "piece": [*before, low, high]})
             found.append(_Leaf(part, leaf.times * len(leaves) / len(chosen)))
@@ -164,10 +168,10 @@ def _cut(source: Source, leaves: list[_Leaf]) -> tuple[list[_Leaf], bool]:
 
 
 def _starts(files: Tree, name: str, start: int, end: int) -> list[int]:
-    """Where every `CHUNK`th row of a range of lines begins."""
+    """Where every `ROWS`th row of a range of lines begins."""
     with files.open(name) as raw:
         kind = Csv if name.lower().endswith((".csv", ".tsv")) else JsonLines
-        return [at for at, _ in kind(buffered(raw), name).rows(start, end)][::CHUNK]
+        return [at for at, _ in kind(buffered(raw), name).rows(start, end)][::ROWS]
 
 
 def _extent(part: Part) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from pipelines.recipe.drawing import CHUNK, Drawn
+from pipelines.recipe.drawing import CHUNK, ROWS, Drawn
 from pipelines.recipe.glimpse import is_image
 from pipelines.sources.blobs import Blob, Blobs, BlobWriter
 from pipelines.sources.source import Found, Part, Reader, Source
@@ -140,7 +140,7 @@ class Sampled(Source):
             return sum(images[:count]) / sum(images) if any(images) else count / len(images)
         piece = data.get("piece", ())
         if piece:
-            return min(1.0, count / (weight if len(piece) == 4 else CHUNK))
+            return min(1.0, count / (weight if len(piece) == 4 else ROWS))
         if "file" in data:  # what is packed has images, and little beside
             return min(1.0, size / weight)
         return min(1.0, count / self._rows(part))

@@ -6,6 +6,7 @@ Every choice stands in it with its reason, so that it reads as the place to go o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ CAPTIONED = 0.9
 LABELLED = 0.9
 SQUARE = 2 / 3
 """Share of images that must be about square for one square size to do."""
+REJECTED = 0.04
+"""Share of images that end as rejects from which on a stage's usual limit of 0.05 is too close."""
 BUCKETED = 1000
 """Images from which on several shapes have enough each."""
 
@@ -149,7 +152,17 @@ def _images(found: Survey, choice: Choice, folder: Path) -> str:
 {source_lines(found, folder)}\
 {_shape(found, choice)}\
 {split}
+{_rejects(found)}\
 """
+
+
+def _rejects(found: Survey) -> str:
+    """A limit that the broken ones stay below, where the usual one would stop the run."""
+    share = 1 - found.usable / max(1, found.images)
+    if share < REJECTED:
+        return ""
+    limit = min(1.0, math.ceil(30 * share) / 20)
+    return f"    max_rejects: {limit:g}   # {100 * share:.0f} % of what was looked at cannot be used\n"
 
 
 def _shape(found: Survey, choice: Choice) -> str:

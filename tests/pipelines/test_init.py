@@ -177,6 +177,13 @@ def test_shapes_are_kept_where_few_are_square_and_each_has_enough(
     assert bool(recipe.stages["images"].buckets) == bool(line)  # pyright: ignore
 
 
+def test_a_run_is_not_stopped_by_what_was_broken_before(tmp_path: Path) -> None:
+    for broken, limit in ((0, 0.05), (60, 0.05), (200, 0.15), (1000, 0.75), (1500, 1.0)):
+        text = written(broken=(("a.jpg", "download_failed"),) * broken, read=2000)
+        images = config.parse(text, name="no.yaml", folder=tmp_path).stages["images"]
+        assert images.max_rejects == pytest.approx(limit), broken  # pyright: ignore
+
+
 def test_what_is_not_installed_is_not_asked_for() -> None:
     assert "nsfw" not in written(weights=())
     assert "by: {kind: perceptual}" in written(weights=())

@@ -34,6 +34,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
     for module in (drawing, sample):
         monkeypatch.setattr(module, "CHUNK", 16)
+        monkeypatch.setattr(module, "ROWS", 16)
 
 
 def png(n: int) -> bytes:
@@ -197,6 +198,9 @@ def test_a_long_tar_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.M
     found = survey(WebDatasetSource(path=path))
     assert (found.read, found.exact) == (50, False)
     assert found.images == pytest.approx(400, rel=0.2)
+    monkeypatch.setattr(drawing, "PARTS", 4)
+    found = survey(WebDatasetSource(path=path))
+    assert (found.read, found.exact, found.images) == (160, False, 400), "four tars of ten, to their ends"
 
 
 def test_members_that_tars_hold_twice(tmp_path: Path) -> None:
