@@ -15,14 +15,18 @@ from pipelines.inspection.reach import CHECKPOINTS, FINGERPRINT, Reach, in_use_n
 from pipelines.runner.reuse import NOTE
 from pipelines.runner.uses import SWEEP
 
-Reason = Literal["unused", "unfinished", "version", "checkpoints", "leftover"]
+Reason = Literal["unused", "unfinished", "version", "checkpoints", "source", "leftover"]
 REASONS: dict[Reason, str] = {
     "unused": "no recipe, alias or run uses it",
     "unfinished": "not finished, and no run goes on with it",
     "version": "a registered version without an alias",
     "checkpoints": "of no training that is used",
+    "source": "what was read of a source; read again where a recipe needs it",
     "leftover": "half-written, by a process that ended",
 }
+
+SOURCES = "cache/sources"
+"""Where surveys of sources lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,9 @@ def find(store: Storage, *, grace: float, recipes: Iterable[Any] = (), registry:
             found.used_folders += 1
         else:
             (found.garbage if one.changed < before else found.young).append(one)
+    for name in store.folder(SOURCES).folders():
+        one = _look(store, f"{SOURCES}/{name}", used)
+        (found.garbage if one.changed < before else found.young).append(one)
     gone = {one.place for one in found.garbage}
     for name, (size, changed) in store.files(partial=True).items():
         if not any(name.startswith(f"{place}/") for place in gone):
@@ -126,6 +133,8 @@ def _taken(store: Storage, garbage: Garbage) -> str:
     by = in_use_now(store).get(garbage.place)
     if by:
         return f"used now by the {by}"
+    if garbage.reason == "source" and in_use_now(store):
+        return "a run goes on, which may read the source"
     if garbage.stage == CHECKPOINTS and _busy(store, garbage.place):
         return "a training goes on there"
     stage, _, name = garbage.place.partition("/")
@@ -173,6 +182,8 @@ def _look(store: Storage, place: str, used: Reach) -> Garbage:
     reason: Reason = "unused" if MANIFEST in files else "unfinished"
     if stage == CHECKPOINTS:
         reason = "checkpoints"
+    elif place.startswith(f"{SOURCES}/"):
+        reason = "source"
     elif place in used.versions:
         reason = "version"
     return Garbage(

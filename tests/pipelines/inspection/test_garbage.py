@@ -304,3 +304,17 @@ def test_reach_names_what_uses_a_thing(world: World) -> None:
 def no_waiting_threads() -> Iterator[None]:
     yield
     assert not [t for t in threading.enumerate() if t.name == "lease"]
+
+
+def test_what_was_read_of_sources_goes_while_nothing_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "cache/sources/0123456789abcdef0123"
+    world.store.folder(place).put_if_absent("seen/a.parquet", b"rows")
+    assert places(world.store, grace=3600.0) == set(), "it is young"
+    assert places(world.store) == {place}
+    with monkeypatch.context() as patch:
+        patch.setattr(garbage, "in_use_now", lambda store: {"numbers/1": "run toy"})
+        assert "a run goes on" in swept(world.store)[place]
+    assert swept(world.store) == {place: ""}
+    assert not world.store.folder(place).list()
