@@ -97,7 +97,7 @@ def outputs(store: Path) -> dict[str, str]:
         path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(store.rglob("*"))
         if path.suffix in (".tar", ".parquet", ".safetensors")
-        and path.relative_to(store).parts[0] != "checkpoints"
+        and path.relative_to(store).parts[0] not in ("checkpoints", "cache")
     }
 
 

@@ -121,6 +121,7 @@ def test_no_shape_is_given_up():
     assert graphs.count == 2 * 6  # with gradients and without
 
 
+@pytest.mark.slow
 def test_a_transformer_compiles_to_one_graph_for_each_size():
     """In a process of its own: the checks of shapes that run in tests would break graphs."""
     code = """

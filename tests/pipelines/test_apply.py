@@ -39,7 +39,7 @@ def test_a_folder_keeps_its_names_and_counts_what_is_broken(
     assert main(["apply", "upscale", "in", "out", "--model", model, "--steps", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["files"] == ["out/a.png", "out/sub/b.png"]
-    assert list(said["rejected"].values()) == ["unreadable"]
+    assert list(said["rejected"].values()) == ["truncated"]
     assert [Image.open(file).size for file in said["files"]] == [(24, 18), (26, 18)]
 
     # again: nothing is made, and the same is written

@@ -132,6 +132,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_in_the_same_bytes(
     tmp_path: Path,
     planted: tuple[Dataset, dict[str, tuple[str, str]]],

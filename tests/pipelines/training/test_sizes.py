@@ -209,6 +209,7 @@ def test_three_workers_take_equal_steps_and_learn_the_same(
         torch.testing.assert_close(tensor.float(), one[key].float(), rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_one_size_alone_is_trained_as_ever(tmp_path: Path) -> None:
     """Bucketed images that all fell into one bucket see what unbucketed ones see, to the bit."""
     line = tiny.line(tmp_path / "line")
