@@ -22,7 +22,7 @@ FEW = 800
 """Of the run whose memory five times as many must not exceed."""
 ROUNDS = 3
 IMG2DATASET = "LATENTMILL_IMG2DATASET"
-"""Names the Python of an environment that has img2dataset, whose dependencies are not ours."""
+"""Names the Python of an environment that has img2dataset, whose dependencies are not ours, and Pillow."""
 
 
 def bench_data_resize() -> Iterator[Result]:
