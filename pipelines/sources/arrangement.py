@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tempfile
 from collections import Counter
@@ -20,7 +19,7 @@ from pipelines.duplicates.methods import Semantic
 from pipelines.shards import canonical
 from pipelines.sources.entries import ranges
 from pipelines.sources.long_tail import LongTail, thinned
-from pipelines.sources.sightings import GROUP, table
+from pipelines.sources.sightings import GROUP, packed, table
 from pipelines.sources.split import ORDER, Split, assign, leaks, shards_of
 from pipelines.sources.survey import Survey
 from pipelines.stage import jsonable
@@ -200,7 +199,6 @@ def _shapes(buckets: Buckets, columns: Mapping[str, Sequence[Any]], splits: Sequ
 def _write(survey: Survey, codes: np.ndarray, place: Storage) -> list[tuple[str, int, int]]:
     """The inputs with their split, in ranges of their keys' places; (file, low, high) each."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     made = []
     places = survey.table(["place"]).column("place").to_numpy()
@@ -210,9 +208,7 @@ def _write(survey: Survey, codes: np.ndarray, place: Storage) -> list[tuple[str,
         named = pa.array([ORDER[code] if code >= 0 else None for code in codes[within].tolist()], pa.string())
         found = found.append_column("assigned", named)
         found = found.filter(found.column("assigned").is_valid()).sort_by("place")
-        sink = io.BytesIO()
-        pq.write_table(found, sink, compression="zstd", row_group_size=GROUP // 8)
-        place.put_if_absent(part.name, sink.getvalue())
+        place.put_if_absent(part.name, packed(found, GROUP // 8))
         made.append((part.name, part.low, part.high))
     return made
 

@@ -6,7 +6,6 @@ A task joins what falls into one range of names; nothing is held for a whole sou
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pipelines.shards import canonical
 from pipelines.sources.layout import label_of, split_of
 from pipelines.sources.listing import hashed_key, plain_key, printable
 from pipelines.sources.said import joined
-from pipelines.sources.sightings import GROUP, table, unit
+from pipelines.sources.sightings import packed, table, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +209,6 @@ def _schema() -> Any:
 
 def _parquet(entries: list[dict[str, Any]], ignored: int) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     hasher = hashlib.sha256()
     labels: dict[str, int] = {}
@@ -229,10 +227,7 @@ def _parquet(entries: list[dict[str, Any]], ignored: int) -> bytes:
     }
     entries.sort(key=lambda entry: (entry["place"], entry["key"]))
     made = pa.Table.from_pylist(entries, schema=_schema())
-    sink = io.BytesIO()
-    metadata = {b"latentmill": canonical(told)}
-    pq.write_table(made.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=GROUP)
-    return sink.getvalue()
+    return packed(made.replace_schema_metadata({b"latentmill": canonical(told)}))
 
 
 def _told(place: Storage, name: str) -> Joined:

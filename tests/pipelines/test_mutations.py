@@ -22,6 +22,9 @@ from pipelines.dataset import Dataset, describe, join, write_manifest
 from pipelines.runner.execute import StageError
 from pipelines.sealing import seal, sealed
 from pipelines.shards import ShardError, canonical, read_index, write_shard
+from pipelines.sources import FolderSource
+from pipelines.sources.sightings import Question
+from pipelines.sources.survey import survey
 from pipelines.stage import Row, Sample
 from pipelines.view import ViewRow, write_view
 from tests.pipelines.toys import World
@@ -360,6 +363,27 @@ def test_an_index_of_before_seals_is_read_and_its_rows_are_checked(
     pq.write_table(table, path, compression="zstd")
     with pytest.raises(ShardError, match="damaged"):
         read_index(storage, "00000")
+
+
+def test_what_is_noted_of_a_source_is_right_or_refused(tmp_path: Path) -> None:
+    for n in range(40):
+        (tmp_path / f"{n:02d}.png").write_bytes(b"\x89PNG\r\n\x1a\n%d" % n)
+        (tmp_path / f"{n:02d}.txt").write_text(f"text number {n}")
+    question, store = Question(max_bytes=1000, max_pixels=1000), Storage.at(tmp_path / "store")
+    found = survey(FolderSource(path=tmp_path), question, store=store)
+    truth, path = list(found.entries()), found.place.local(found.files[0])
+    assert len(truth) == 40
+    draw, data, refused = random.Random(2), path.read_bytes(), 0
+    pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for _ in range(200):
+        # What is behind the pages says where they are, and has no sum.
+        path.write_bytes(flipped(draw, data[:pages]) + data[pages:])
+        try:
+            assert list(found.entries()) == truth
+        except ValueError as error:
+            assert "damaged" in str(error)
+            refused += 1
+    assert refused > 150
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
