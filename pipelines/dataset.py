@@ -245,22 +245,45 @@ def write_manifest(storage: Storage, manifest: Mapping[str, Any], kind: str = "d
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
-    """`ValueError` if there is none, if it was changed, or if its format is a later one."""
+    """`ValueError` if there is none, if it was changed, or if its format is a later one.
+
+    To be read only: what is in a large one may be shared with others who read it.
+    """
     try:
         data = storage.read(MANIFEST)
-        manifest = json.loads(data)
     except FileNotFoundError as error:
         raise ValueError(f"{storage.url} has no {MANIFEST}: not there, or not finished.") from error
+    if len(data) < _LARGE:
+        return _parsed(data, storage.url)
+    # A recipe's stages each open what they read: of 100,000 shards that took seconds every time.
+    key = hashlib.sha256(data).hexdigest()
+    found = _known.get(key)
+    if found is None:
+        found = _parsed(data, storage.url)
+        while len(_known) >= _KEPT:
+            _known.pop(next(iter(_known)), None)
+        _known[key] = found
+    return dict(found)
+
+
+_LARGE, _KEPT = 1 << 20, 4
+_known: dict[str, dict[str, Any]] = {}
+"""Digest of a large manifest's file -> what it says."""
+
+
+def _parsed(data: bytes, url: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(data)
     except ValueError as error:
-        raise ShardError(f"{storage.url}/{MANIFEST} is damaged.") from error
+        raise ShardError(f"{url}/{MANIFEST} is damaged.") from error
     if not isinstance(manifest, dict):
-        raise ShardError(f"{storage.url}/{MANIFEST} is damaged.")
+        raise ShardError(f"{url}/{MANIFEST} is damaged.")
     if manifest.get("format") != 1:
         raise ValueError(
-            f"{storage.url}/{MANIFEST} has format {manifest.get('format')}; this version reads format 1."
+            f"{url}/{MANIFEST} has format {manifest.get('format')}; this version reads format 1."
         )
     if manifest.get("sha256") != _own_digest(manifest) or not data.endswith(b"\n}\n"):
-        raise ShardError(f"{storage.url}/{MANIFEST} was changed after it was written.")
+        raise ShardError(f"{url}/{MANIFEST} was changed after it was written.")
     return manifest
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from tests.benchmarks.results import Result
 
 SHARDS, EACH = 4, 500
-ROUNDS = 5
-"""Times that each shard is read with and without; together 20 pairs."""
-INTERVAL = (5, 14)
-"""Of 20 sorted pairs, those between which the median lies with 95.9 % (binomial)."""
+ROUNDS = 10
+"""Times that each shard is read with and without; together 40 pairs."""
+INTERVAL = (13, 26)
+"""Of 40 sorted pairs, those between which the median lies with 96 % (binomial)."""
 
 
 def pictures() -> Iterator[bytes]:
