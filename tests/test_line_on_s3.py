@@ -34,7 +34,8 @@ def outputs(store: Storage) -> dict[str, str]:
     return {
         name: hashlib.sha256(store.read(name)).hexdigest()
         for name in store.list()
-        if name.endswith((".tar", ".parquet", ".safetensors")) and not name.startswith(("checkpoints/", "cache/"))
+        if name.endswith((".tar", ".parquet", ".safetensors"))
+        and not name.startswith(("checkpoints/", "cache/"))
     }
 
 
