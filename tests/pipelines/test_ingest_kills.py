@@ -66,8 +66,8 @@ class World:
     def start(self, **changes: Any) -> subprocess.Popen[bytes]:
         task = dataclasses.replace(self.task, **changes)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        if task.ray:
-            environment["TMPDIR"] = task.ray
+        # What the killed leave there goes with the test.
+        environment["TMPDIR"] = task.ray or str(self.store.parent)
         command = [
             sys.executable,
             "-m",
