@@ -96,6 +96,20 @@ class SnapshotFolder:
             )
         return data
 
+    def local(self) -> Path:
+        """A folder of this machine with the snapshot's files, for libraries that read folders: its own, or a
+        copy of what lies in a bucket. `ValueError` as for `read`."""
+        from pipelines import weights
+        from pipelines.places import at_hand
+
+        folder = at_hand(self.storage.url)
+        for name, digest in self.record["files"].items():
+            if not (folder / name).is_file() or weights.file_digest(folder / name) != digest:
+                raise ValueError(
+                    f"{folder / name} has other bytes than were written; get the snapshot again."
+                )
+        return folder
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Weights of a file, in fp32."""
         from safetensors.torch import load

