@@ -14,6 +14,9 @@ class Autoencoder(nn.Module, ABC):
     factor: int
     """Pixels per latent, along a side."""
     latent_channels: int
+    reach: tuple[int, int] | None = None
+    """Pixels on each side that a latent depends on (encode), and latents on each side that a pixel depends on
+    (decode); None where it is all of the image (norms over space, attention)."""
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "b c h w"]) -> Moments:
