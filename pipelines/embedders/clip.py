@@ -27,11 +27,12 @@ class OpenClipTexts:
     """Captions by the text half of any open_clip architecture."""
 
     kind: Literal["open_clip"] = "open_clip"
-    path: str = field(metadata={"execution": True})
+    path: str = field(default="", metadata={"execution": True})
     """Folder (`local-dir:` before it may stay) with open_clip_config.json, or a model config as JSON, and one
-    safetensors file; its contents, not its place, decide the result."""
+    safetensors file; its contents, not its place, decide the result. Empty: the stage's `clip`."""
 
     def identity(self) -> str:
+        _named(self.path)
         return settings_digest("open_clip text", folder_digest(self.path, _PARTS))
 
     def build(self, *, micro_batch: int = 16) -> OpenClipTextEmbedder:
@@ -43,10 +44,11 @@ class OpenClipImages:
     """Images by the image half of any open_clip architecture."""
 
     kind: Literal["open_clip"] = "open_clip"
-    path: str = field(metadata={"execution": True})
+    path: str = field(default="", metadata={"execution": True})
     """As for the text half."""
 
     def identity(self) -> str:
+        _named(self.path)
         return settings_digest("open_clip image", folder_digest(self.path, _PARTS))
 
     def build(self, *, micro_batch: int = 16) -> OpenClipImageEmbedder:
@@ -112,6 +114,11 @@ class OpenClipImageEmbedder:
                 vectors = self._model.encode_image(pixels.to(self._device), normalize=True)
             found.append(vectors[:count].half().cpu().numpy())
         return np.concatenate(found) if found else np.empty((0, self.width), np.float16)
+
+
+def _named(path: str) -> None:
+    if not path:
+        raise ValueError("An open_clip encoder has no weights: name a `path`, or give the stage a `clip`.")
 
 
 def _load(path: str) -> tuple[Any, Any, Any]:
