@@ -1,6 +1,13 @@
 """What a recipe can choose in the core: frozen dataclasses that load without torch and build with it."""
 
-from diffusion.config.autoencoders import AutoencoderConfig, IdentityAutoencoderConfig, KLAutoencoderConfig
+from diffusion.config.autoencoders import (
+    AutoencoderConfig,
+    IdentityAutoencoderConfig,
+    KLAutoencoderConfig,
+    SpatialAutoencoderConfig,
+    TinyAutoencoderConfig,
+)
+from diffusion.config.deep_compression import DeepCompressionAutoencoderConfig, DeepCompressionLevel
 from diffusion.config.networks import DiTConfig, NetworkConfig, UNetConfig
 from diffusion.config.sampling import (
     DDIMConfig,
@@ -26,6 +33,8 @@ __all__ = [
     "DDIMConfig",
     "DDPMConfig",
     "DPMConfig",
+    "DeepCompressionAutoencoderConfig",
+    "DeepCompressionLevel",
     "DiTConfig",
     "EulerConfig",
     "GuidanceConfig",
@@ -38,7 +47,9 @@ __all__ = [
     "OptimizationConfig",
     "PredictorCorrectorConfig",
     "SamplerConfig",
+    "SpatialAutoencoderConfig",
     "TimesConfig",
+    "TinyAutoencoderConfig",
     "UNetConfig",
     "UniPCConfig",
     "UniformConfig",

@@ -71,10 +71,11 @@ class DiTConfig:
         size: int,
         classes: int = 0,
         text_width: int | None = None,
+        pooled_width: int | None = None,
         low_channels: int = 0,
     ) -> DiT:
         """For latents of `channels` x `size` x `size` in training, and any size after it; classes 0,
-        text_width None, low_channels 0: none."""
+        text_width None, low_channels 0: none. pooled_width None: as text_width."""
         from diffusion.networks.dit import DiT
 
         return DiT(
@@ -82,6 +83,7 @@ class DiTConfig:
             size=size,
             classes=classes,
             text_width=text_width,
+            pooled_width=pooled_width,
             width=self.width,
             depth=self.depth,
             heads=self.heads,
@@ -124,15 +126,18 @@ class UNetConfig:
         size: int,
         classes: int = 0,
         text_width: int | None = None,
+        pooled_width: int | None = None,
         low_channels: int = 0,
     ) -> UNet:
-        """For latents of `channels` x any size; classes 0, text_width None, low_channels 0: without."""
+        """For latents of `channels` x any size; classes 0, text_width None, low_channels 0: without.
+        pooled_width None: as text_width."""
         from diffusion.networks.unet import UNet
 
         return UNet(
             channels=channels,
             classes=classes,
             text_width=text_width,
+            pooled_width=pooled_width,
             low_channels=low_channels,
             widths=tuple(self.channels * m for m in self.multipliers),
             blocks=self.blocks,
