@@ -44,31 +44,34 @@ class Tiled:
         if height <= self.size and width <= self.size:
             return self.denoiser(x_t, t, conditioning)
         total, weights = torch.zeros_like(x_t), x_t.new_zeros(height, width)
-        for rows in self._spans(height):
-            for columns in self._spans(width):
+        for rows in spans(height, self.size, self.overlap):
+            for columns in spans(width, self.size, self.overlap):
                 told = conditioning
                 if conditioning.low is not None:
                     told = replace(conditioning, low=conditioning.low[..., rows, columns])
                 answer = self.denoiser(x_t[..., rows, columns], t, told)
-                weight = self._ramp(rows, height, x_t)[:, None] * self._ramp(columns, width, x_t)
+                down = ramp(rows, height, self.overlap, x_t)
+                weight = down[:, None] * ramp(columns, width, self.overlap, x_t)
                 total[..., rows, columns] += weight * answer
                 weights[rows, columns] += weight
         return total / weights
 
-    def _spans(self, length: int) -> Iterator[slice]:
-        """Tiles along a side, evenly spread so that neighbours share at least `overlap`."""
-        size = min(self.size, length)
-        count = 1 + -(-(length - size) // (self.size - self.overlap))
-        for n in range(count):
-            start = round(n * (length - size) / max(1, count - 1))
-            yield slice(start, start + size)
 
-    def _ramp(self, span: slice, length: int, like: Tensor) -> Float[Tensor, " n"]:
-        """Weights along a side of a tile: 1 inside, 0 in the overlap's last quarter, and a ramp between."""
-        size = span.stop - span.start
-        place = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
-        far = torch.full_like(place, float("inf"))
-        left = place if span.start > 0 else far
-        right = size - place if span.stop < length else far
-        inner = torch.minimum(left, right) - self.overlap / 4
-        return (inner / max(self.overlap / 2, 0.5)).clamp(0, 1)
+def spans(length: int, size: int, overlap: int) -> Iterator[slice]:
+    """Tiles along a side, evenly spread so that neighbours share at least `overlap`."""
+    size = min(size, length)
+    count = 1 + -(-(length - size) // (size - overlap)) if length > size else 1
+    for n in range(count):
+        start = round(n * (length - size) / max(1, count - 1))
+        yield slice(start, start + size)
+
+
+def ramp(span: slice, length: int, overlap: int, like: Tensor) -> Float[Tensor, " n"]:
+    """Weights along a side of a tile: 1 inside, 0 in the overlap's last quarter, and a ramp between."""
+    size = span.stop - span.start
+    place = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
+    far = torch.full_like(place, float("inf"))
+    left = place if span.start > 0 else far
+    right = size - place if span.stop < length else far
+    inner = torch.minimum(left, right) - overlap / 4
+    return (inner / max(overlap / 2, 0.5)).clamp(0, 1)

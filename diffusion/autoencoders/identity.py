@@ -12,6 +12,7 @@ from diffusion.latents import Moments
 
 class IdentityAutoencoder(Autoencoder):
     factor = 1
+    reach = (0, 0)
 
     def __init__(self, *, image_channels: int = 3) -> None:
         super().__init__()

@@ -47,6 +47,7 @@ class KLAutoencoder(Autoencoder):
         super().__init__()
         self.factor = stem * 2 ** (len(channels) - 1)
         self.latent_channels = latent_channels
+        self.reach = _reach(len(channels), stem=stem, blocks=blocks)
 
         down: list[nn.Module] = [
             nn.PixelUnshuffle(stem),
@@ -85,7 +86,27 @@ class KLAutoencoder(Autoencoder):
         return self.decoder(latents.contiguous(memory_format=torch.channels_last))
 
 
+def _reach(levels: int, *, stem: int, blocks: int) -> tuple[int, int]:
+    """How far the layers see, counted backwards in cells of each level: a convolution of 3 sees one cell
+    beside, one of 4 with stride 2 one of the finer level's."""
+    encoder = decoder = 0
+    for level in reversed(range(levels)):
+        encoder += 2 * blocks
+        encoder = 2 * encoder + 1 if level else encoder + 1
+    for level in range(levels):
+        decoder += 2 * (blocks + 1) + (not level)
+        decoder = -(-decoder // 2) if level + 1 < levels else decoder
+    return stem * encoder, decoder + 1
+
+
 def kl_divergence(moments: Moments) -> Float[Tensor, " b"]:
-    """KL(N(mean, std^2) || N(0, 1)) in nats, summed over a sample (Kingma & Welling, 2014, appendix B)."""
+    """KL(N(mean, std^2) || N(0, 1)) in nats, summed over a sample (Kingma & Welling, 2014, appendix B).
+
+    Elements without spread, as deterministic autoencoders have them, count nothing: theirs would be infinite.
+    """
+    spread = moments.std > 0
     variance = moments.std.square()
-    return 0.5 * (moments.mean.square() + variance - 1.0 - variance.log()).flatten(1).sum(dim=1)
+    # The logarithm of what is left out must be finite too, or its gradient is not.
+    log = torch.where(spread, variance, 1.0).log()
+    nats = 0.5 * (moments.mean.square() + variance - 1.0 - log)
+    return torch.where(spread, nats, 0.0).flatten(1).sum(dim=1)
