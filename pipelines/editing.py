@@ -310,10 +310,10 @@ class Editor:
         return clean, self._decode(answer)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self.model.statistics.whiten(self.model.autoencoder.encode(images).mean)
+        return self.model.statistics.whiten(self.model.tiled.encode(images).mean)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.model.autoencoder.decode(self.model.statistics.unwhiten(latents))
+        return self.model.tiled.decode(self.model.statistics.unwhiten(latents))
 
     @functools.cache  # noqa: B019  # an editor lives as long as its process
     def _level(self, noise: float) -> float:

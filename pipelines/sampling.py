@@ -8,6 +8,7 @@ caption alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from diffusion.upscaling import Upscaling
 
 
+TILE = 1024
+"""Side of the images, px, that an autoencoder is given at once: what it takes is some kilobytes a pixel."""
 CONVOLVED = 512
 """Side of the latents that convolutions are given at once: memory, not the network, sets the limit."""
 
@@ -53,6 +56,13 @@ class LatentModel:
     """For an upscaler: it enlarges the image that a drawing gives it."""
     regression: bool = False
     """Whether it was trained to answer at once, and is not sampled."""
+
+    @functools.cached_property
+    def tiled(self) -> Autoencoder:
+        """The autoencoder, for images of any size: above `TILE` px a side it sees them in tiles."""
+        from diffusion.autoencoders.tiling import TiledAutoencoder
+
+        return TiledAutoencoder(self.autoencoder, tile=TILE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +142,7 @@ def _draw(
         latents = solve(denoiser, noise, condition, draws)
         if model.upscaling is not None and low is not None:
             latents = model.upscaling.restore(latents, low)
-        return model.autoencoder.decode(model.statistics.unwhiten(latents))
+        return model.tiled.decode(model.statistics.unwhiten(latents))
 
 
 def _low(model: LatentModel, drawings: Sequence[Drawing]) -> Tensor:
@@ -146,7 +156,7 @@ def _low(model: LatentModel, drawings: Sequence[Drawing]) -> Tensor:
     if len(images) != len(drawings):
         raise ValueError("An upscaler needs an image to enlarge with each drawing.")
     small = normalised(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).to(model.device)
-    return low_latents(small, model.upscaling.factor, model.autoencoder, model.statistics)
+    return low_latents(small, model.upscaling.factor, model.tiled, model.statistics)
 
 
 def _by_size(drawings: Sequence[Drawing], positions: Sequence[int]) -> Iterable[list[int]]:
