@@ -39,6 +39,8 @@ class Plan:
     """Images of a source that is not there yet."""
     gpu: Literal["h100", "a100"] = "h100"
     """Which GPU is reckoned with, where stages ask for GPUs."""
+    measure: Switch = False
+    """Run each network here for some seconds, and reckon with that."""
     gpu_hour: Annotated[float | None, shown_as("PRICE")] = None
     """Price of an hour of one GPU: adds what the run would cost."""
     store: StorePath = None
@@ -59,12 +61,15 @@ class Plan:
         if self.fields:
             return self._fields(recipe)
         planned = plan(recipe, store(self.store), until=self.until, force=self.force, lenient=True)
-        costs = estimate(planned, images=self.images, gpu=self.gpu)
+        costs = estimate(planned, images=self.images, gpu=self.gpu, measure=self.measure)
         if self.json:
             say_json(self._as_json(planned, costs))
         else:
             screen = console()
             screen.print(table(planned, costs))
+            if any(cost.columns for cost in costs.stages.values()):
+                screen.print()
+                screen.print(stored(costs))
             for line in [*_missing(planned), *self._told(costs)]:
                 screen.print(line, markup=False, style="dim", soft_wrap=True)
         return 0
@@ -137,6 +142,27 @@ def table(planned: PipelinePlan, costs: Costs | None = None) -> RenderableType:
         told = [Text(mark, style), Text(names[stage.name], style), Text(stage.stage.summary())]
         told += [Text(text, "dim") for text in _cost(costs.stages[stage.name])] if costs else []
         rows.add_row(*told, Text(why, "dim"))
+    return rows
+
+
+def stored(costs: Costs) -> RenderableType:
+    """One line a column of a dataset: what it takes an image, and for a million."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    for side in ("left", "left", "right", "right", "right"):
+        rows.add_column(no_wrap=True, justify=side)
+    heads = ("stored", "column", "an image", "1M images", "time for 1M")
+    rows.add_row(*(Text(head, "dim") for head in heads))
+    for name, cost in costs.stages.items():
+        if not cost.columns:
+            continue
+        about = "" if cost.measured else "~"
+        times = f"~{duration(cost.for_million)}" if cost.for_million else ""
+        for n, (column, each) in enumerate(cost.columns.items()):
+            told = (f"{about}{size(each)}", f"{about}{size(1e6 * each)}")
+            rows.add_row("" if n else name, Text(column, "dim"), *told, "" if n else times)
     return rows
 
 

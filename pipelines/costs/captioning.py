@@ -6,11 +6,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.captioners import CaptionerConfig, ClipTags, Endpoint, ImageToText, Tags
 from pipelines.costs import rates
-from pipelines.places import at_hand, remote
+from pipelines.costs.encoders import folder, tower
 
 _HEADER_BYTES = 1 << 27
 """Of the names and shapes in front of a safetensors file."""
@@ -38,7 +37,7 @@ def captioning(config: CaptionerConfig, *, side: int) -> Captioning:
     if isinstance(config, Tags):
         return Captioning(core_seconds=looked, flops=rates.FEATURES)
     if isinstance(config, ClipTags):
-        flops, said = _tower(config.path)
+        flops, said = tower(config.path)
         return Captioning(core_seconds=looked, flops=flops, told=f"{flops / 1e9:.2g} GFLOP an image ({said})")
     if isinstance(config, ImageToText):
         return _written(config, looked)
@@ -84,7 +83,7 @@ def _asked(config: Endpoint, looked: float, side: int) -> Captioning:
 def _parameters(path: str) -> tuple[float, str]:
     """Of the safetensors in a folder, and how that is told; supposed where it is not at hand."""
     try:
-        files = sorted(_folder(path).glob("*.safetensors"))
+        files = sorted(folder(path).glob("*.safetensors"))
         count = sum(_numbers(file) for file in files)
         if count:
             return float(count), f"{count / 1e6:,.0f} million parameters"
@@ -101,26 +100,3 @@ def _numbers(file: Path) -> int:
             raise ValueError("no safetensors file")
         tensors = json.loads(opened.read(size))
     return sum(math.prod(one["shape"]) for name, one in tensors.items() if name != "__metadata__")
-
-
-def _tower(path: str) -> tuple[float, str]:
-    """Operations of an open_clip checkpoint's half that sees, by its configuration."""
-    told: Any = {}
-    try:
-        told = json.loads((_folder(path) / "open_clip_config.json").read_text(encoding="utf-8"))
-        told = told.get("model_cfg", told)["vision_cfg"]
-        width, layers = int(told.get("width", 768)), told.get("layers", 12)
-        tokens = (int(told.get("image_size", 224)) // int(told.get("patch_size", 16))) ** 2 + 1
-        if isinstance(layers, int):
-            return 24.0 * layers * width * width * tokens, f"{layers} layers of {width}, {tokens} tokens"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        pass
-    return rates.CLIP, "as ViT-B/32 takes"
-
-
-def _folder(path: str) -> Path:
-    """`OSError` for one in a bucket: a plan copies nothing."""
-    text = path.removeprefix("local-dir:")
-    if remote(text) is not None:
-        raise OSError("in a bucket")
-    return at_hand(text)

@@ -13,89 +13,34 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.resources import Capacity, Resources
-from pipelines.costs import rates
+from pipelines.costs import columns, encoders, history, rates
 from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network
 from pipelines.costs.captioning import captioning
+from pipelines.costs.columns import array, member
+from pipelines.costs.cost import Cost, Costs, Size
+from pipelines.costs.known import known, spent
+from pipelines.costs.measuring import Measuring, What
 from pipelines.costs.rates import CORE, Device, Kind
 from pipelines.runner.artifacts import Source
 from pipelines.runner.plan import MISSING, Plan, PlannedStage
 
 ASSUMED = 1_000_000
 """Images of a source that is not there and of which nothing is said."""
-RECORD = 1200
-"""Bytes of a sample beside its members: tar headers, padding, its row in the index."""
+JSON = 400
+"""Bytes of what is known of an image, as text."""
 CHECKPOINT = 16
 """Bytes of a parameter in a checkpoint: weights, two moments and an average, float32."""
 KEPT = 2
 """Checkpoints that are kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """What is known of an output: only what later stages need."""
-
-    samples: int = 0
-    side: int = 0
-    """Of its images, px."""
-    image_bytes: float = 0.0
-    """Of one image."""
-    captions: int = 0
-    """Distinct ones."""
-    text_width: int | None = None
-    classes: int = 0
-    latents: tuple[int, int] | None = None
-    """Channels and side."""
-    encoder: Work = Work()
-    decoder: Work = Work()
-    denoiser: Work = Work()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Of one stage."""
-
-    bytes: float | None = None
-    """That its output takes in the store, with the checkpoints that are kept."""
-    seconds: float | None = None
-    gpus: float = 0.0
-    """That it holds meanwhile."""
-    flops: float = 0.0
-    price: float = 0.0
-    """That endpoints ask, in the currency of their prices."""
-    measured: bool = False
-    """Whether it is done, and these are the figures of its run."""
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.gpus * (self.seconds or 0.0) / 3600
-
-
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Of a recipe."""
-
-    stages: Mapping[str, Cost]
-    assumptions: tuple[str, ...]
-    """One line each: images that are supposed, rates and who says so."""
-
-    @property
-    def total(self) -> Cost:
-        """Of what is still to run."""
-        left = [cost for cost in self.stages.values() if not cost.measured]
-        return Cost(
-            bytes=sum(cost.bytes or 0 for cost in left),
-            seconds=sum(cost.seconds or 0 for cost in left),
-            flops=sum(cost.flops for cost in left),
-            price=sum(cost.price for cost in left),
-        )
-
-    @property
-    def gpu_hours(self) -> float:
-        return sum(cost.gpu_hours for cost in self.stages.values() if not cost.measured)
-
-
 def estimate(
-    plan: Plan, *, images: int | None = None, gpu: str = "h100", cores: float | None = None
+    plan: Plan,
+    *,
+    images: int | None = None,
+    gpu: str = "h100",
+    cores: float | None = None,
+    measure: bool = False,
 ) -> Costs:
     """What the stages of a plan take.
 
@@ -103,8 +48,14 @@ def estimate(
         images: of a source that is not there; `ASSUMED` if None.
         gpu: name of the kind, where stages ask for GPUs.
         cores: of this machine, where they do not say how many they take.
+        measure: runs each network here for some seconds, where it can, instead of going by its operations.
     """
-    found = _Estimate(images=images, gpu=rates.GPUS[gpu], cores=cores or Capacity.here().cpus)
+    found = _Estimate(
+        images=images,
+        gpu=rates.GPUS[gpu],
+        cores=cores or Capacity.here().cpus,
+        measuring=Measuring() if measure else None,
+    )
     costs = {stage.name: found.stage(stage) for stage in plan.stages}
     return Costs(stages=costs, assumptions=tuple(dict.fromkeys(found.assumptions)))
 
@@ -114,20 +65,26 @@ class _Estimate:
     images: int | None
     gpu: Device
     cores: float
+    measuring: Measuring | None = None
     sizes: dict[str, Size] = field(default_factory=dict)
     """By stage name, or reference."""
     assumptions: list[str] = field(default_factory=list)
     done: bool = False
     """Of the stage that is looked at."""
+    name: str = ""
+    """The same."""
 
     def stage(self, planned: PlannedStage) -> Cost:
         for source in planned.sources.values():
             if source is not None and source.reference not in self.sizes:
                 self.sizes[source.reference] = known(Size(), source.open().manifest)
         kind, supposed = planned.stage.name(), len(self.assumptions)
-        self.done = planned.state == "done"
+        self.done, self.name = planned.state == "done", planned.name
         reckon: Callable[[Any], tuple[Size, Cost]] | None = getattr(self, f"_{kind}", None)
         size, cost = reckon(planned.stage) if reckon else (Size(), Cost())
+        if not self.done and (earlier := history.seconds(planned, cost.samples)) is not None:
+            cost = replace(cost, seconds=earlier)
+            self.assumptions.append(f"{planned.name} as fast as when it ran before")
         if planned.state == "done" and planned.folder is not None:
             artifact = Source(kind=planned.stage.output, url=planned.folder.url, reference="").open()
             size, cost = known(size, artifact.manifest), spent(artifact, cost)
@@ -160,17 +117,19 @@ class _Estimate:
         self.assumptions.append(
             f"{rates.PIXEL:g} bytes a pixel, lossless; {1 / look:.0f} images/s a core at {side} px"
         )
-        return size, self._pool(stage, count * look, taken=count * (size.image_bytes + RECORD))
+        held = {"webp": member(size.image_bytes), "json": member(JSON)}
+        return size, self._pool(stage, count * look, samples=count, held=held)
 
     def _score(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.images)
         seconds = of.samples * sum(1 / rates.SCORED[scorer.kind] for scorer in stage.scorers)
-        return of, self._pool(stage, seconds, taken=of.samples * (RECORD + 600))
+        return of, self._pool(stage, seconds, samples=of.samples, held={"scores.json": member(JSON)})
 
     def _filter(self, stage: Any) -> tuple[Size, Cost]:
         """What it keeps shows only then: the stages behind it are reckoned with all."""
         of = self._of(stage.scores[0])
-        return of, self._pool(stage, of.samples / rates.FILTERED, taken=of.samples * RECORD)
+        held = {"keep": member(1)}
+        return of, self._pool(stage, of.samples / rates.FILTERED, samples=of.samples, held=held)
 
     def _deduplicate(self, stage: Any) -> tuple[Size, Cost]:
         """As with a filter, what it keeps shows only then."""
@@ -180,7 +139,8 @@ class _Estimate:
             each += of.side * of.side / rates.READ + 1 / rates.COMPARED[by]
         if by == "semantic" and stage.features is None:
             flops = of.samples * rates.FEATURES
-        return of, self._pool(stage, of.samples * each, flops, kind="draw", taken=of.samples * (RECORD + 100))
+        held = {"keep": member(1)}
+        return of, self._pool(stage, of.samples * each, flops, kind="draw", samples=of.samples, held=held)
 
     def _caption(self, stage: Any) -> tuple[Size, Cost]:
         """With `only_missing`, too, all images are reckoned with: what is missing shows only then."""
@@ -193,7 +153,8 @@ class _Estimate:
             of.samples * (sum(work.core_seconds for work in works) + 1 / rates.CAPTIONS * bool(earlier)),
             of.samples * sum(work.flops for work in works),
             waiting=of.samples * sum(work.waiting for work in works),
-            taken=of.samples * (RECORD + 200),
+            samples=of.samples,
+            held={"captions.json": member(JSON), "txt": member(100)},
         )
         size = replace(of, captions=sum(earlier) + of.samples * len(works))
         return size, replace(cost, price=of.samples * sum(work.price for work in works))
@@ -201,28 +162,65 @@ class _Estimate:
     def _train_autoencoder(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.images)
         encoder, decoder = autoencoder(stage.autoencoder, side=of.side)
-        size = Size(encoder=encoder, decoder=decoder, latents=latent_shape(stage.autoencoder, of.side))
-        return size, self._training(stage, encoder + decoder)
+        shape = latent_shape(stage.autoencoder, of.side)
+        size = Size(coder=stage.autoencoder, encoder=encoder, decoder=decoder, latents=shape)
+        seconds = self._measured(stage, "coding", stage.autoencoder, side=of.side, batch=stage.batch)
+        return size, self._training(stage, encoder + decoder, seconds)
 
     def _encode(self, stage: Any) -> tuple[Size, Cost]:
         of, through = self._of(stage.images), self._of(stage.autoencoder)
-        channels, side = through.latents or (0, 0)
-        views = 2 if stage.flips else 1
-        moments = views * (2 * channels * side * side * 2 + 128)
-        flops = of.samples * views * through.encoder.flops
-        cost = self._pool(stage, 0, flops, kind="convolve", taken=of.samples * (moments + RECORD))
-        return Size(samples=of.samples, side=of.side, latents=through.latents), cost
+        held: dict[str, float] = {}
+        flops, seconds, latents = 0.0, 0.0, None
+        for side in (of.side, *getattr(stage, "also", ())):
+            name = "moments.npy" if side == of.side else f"at{side}.moments.npy"
+            if through.coder is None:
+                continue
+            channels, small = latent_shape(through.coder, side)
+            latents = latents or (channels, small)
+            for column in (name, f"flipped.{name}")[: 2 if stage.flips else 1]:
+                held[column] = array(2 * channels, small, small)
+            views = 2 if stage.flips else 1
+            flops += views * autoencoder(through.coder, side=side)[0].flops
+            seconds += views * self._measured(
+                stage, "encoding", through.coder, side=side, batch=stage.micro_batch
+            )
+        cost = self._pool(
+            stage,
+            0,
+            of.samples * flops,
+            kind="convolve",
+            samples=of.samples,
+            held=held,
+            measured=of.samples * seconds,
+        )
+        size = Size(samples=of.samples, side=of.side, coder=through.coder, latents=latents)
+        return size, cost
 
     def _embed(self, stage: Any) -> tuple[Size, Cost]:
-        of = self._of(stage.captions)
-        work, width = rates.EMBEDDERS[stage.text.kind]
-        one = (rates.TOKENS + 1) * width * 2 + 2 * RECORD
-        self.assumptions.append(
-            f"{rates.TOKENS} tokens a caption, {work / 1e9:.2g} GFLOP each ({stage.text.kind})"
-        )
-        taken = of.captions * one + of.samples * RECORD
-        cost = self._pool(stage, 0, of.captions * work, kind="draw", taken=taken)
-        return Size(samples=of.samples, captions=of.captions, text_width=width), cost
+        of, mode = self._of(stage.captions), getattr(stage, "store", "cached")
+        told, each = encoders.texts(stage.text), of.captions / max(1, of.samples)
+        self.assumptions.append(f"{rates.TOKENS} tokens a caption, {told.told} each")
+        held = {"text.json": member(60 * each)}
+        if mode == "cached":
+            held["text.npy"] = each * sum(array(rates.TOKENS, width) for width in told.widths)
+        if mode != "online":
+            held["pooled.npy"] = each * array(told.pooled)
+        flops = 0.0 if mode == "online" else of.captions * told.flops
+        seconds = 0.0
+        if mode != "online":
+            batch = stage.micro_batch
+            seconds = of.captions * self._measured(
+                stage, "captions", stage.text, tokens=rates.TOKENS, batch=batch
+            )
+        if stage.image is not None:
+            seen = encoders.images(stage.image)
+            held["image.npy"] = array(seen.pooled)
+            flops += of.samples * seen.flops
+            side, batch = self._of(stage.images).side, stage.micro_batch
+            seconds += of.samples * self._measured(stage, "pictures", stage.image, side=side, batch=batch)
+        cost = self._pool(stage, 0, flops, kind="draw", samples=of.samples, held=held, measured=seconds)
+        size = Size(samples=of.samples, captions=of.captions, text_width=max(told.widths))
+        return size, cost
 
     def _train(self, stage: Any) -> tuple[Size, Cost]:
         latents, text = self._of(stage.latents), self._of(stage.text)
@@ -240,14 +238,19 @@ class _Estimate:
             low_channels=channels if low else 0,
         )
         own = replace(through, side=latents.side, denoiser=work, latents=latents.latents)
-        return own, self._training(stage, work)
+        seconds = 0.0
+        if not low:
+            given = {"channels": channels, "size": size, "classes": images.classes, "tokens": rates.TOKENS}
+            given |= {"text_width": text.text_width, "batch": stage.batch, "precision": stage.precision}
+            seconds = self._measured(stage, "denoising", stage.network, train=True, **given)
+        return own, self._training(stage, work, seconds)
 
     def _generate(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.model)
         calls = stage.sampler.calls * (2 if stage.guidance.scale != 1 else 1)
         each = calls * of.denoiser.flops + of.decoder.flops
-        one = rates.PIXEL * of.side * of.side + RECORD
-        cost = self._pool(stage, 0, stage.count * each, kind="draw", taken=stage.count * one)
+        held = {"png": member(rates.PIXEL * of.side * of.side), "json": member(JSON)}
+        cost = self._pool(stage, 0, stage.count * each, kind="draw", samples=stage.count, held=held)
         return Size(samples=stage.count, side=of.side, image_bytes=rates.PIXEL * of.side**2), cost
 
     def _augment(self, stage: Any) -> tuple[Size, Cost]:
@@ -273,13 +276,14 @@ class _Estimate:
         flops = 2 * (stage.count * each + stage.losses * stage.draws * of.denoiser.flops)
         return Size(), self._pool(stage, 0, flops, kind="draw", taken=1e6)
 
-    def _training(self, stage: Any, work: Work) -> Cost:
+    def _training(self, stage: Any, work: Work, measured: float = 0.0) -> Cost:
         if not work.parameters:
             return Cost(bytes=1000.0, seconds=rates.START)
         kind: Kind = "train bfloat16" if stage.precision == "bfloat16" else "train float32"
         flops = 3 * work.flops * stage.images_seen  # forward, and twice that backward
         taken = work.parameters * (2 + KEPT * CHECKPOINT)
-        return self._timed(stage.resources, 0, flops, kind, taken)
+        cost = self._timed(stage.resources, 0, flops, kind, measured * stage.images_seen)
+        return replace(cost, bytes=taken)
 
     def _pool(
         self,
@@ -290,12 +294,24 @@ class _Estimate:
         kind: Kind = "draw",
         taken: float = 0.0,
         waiting: float = 0.0,
+        samples: int = 0,
+        held: Mapping[str, float] | None = None,
+        measured: float = 0.0,
     ) -> Cost:
-        cost = self._timed(stage.resources, core_seconds, flops, kind, taken)
-        return replace(cost, seconds=(cost.seconds or 0.0) + waiting / (stage.resources.workers or 1))
+        """`held`: bytes an image of each column of a dataset, less its index; `taken`: of anything else."""
+        cost = self._timed(stage.resources, core_seconds, flops, kind, measured)
+        seconds = (cost.seconds or 0.0) + waiting / (stage.resources.workers or 1)
+        if held is None:
+            return replace(cost, seconds=seconds, bytes=taken)
+        held = {**held, columns.INDEX: columns.ROW}
+        taken = columns.total(held, samples)
+        return replace(cost, seconds=seconds, bytes=taken, samples=samples, columns=held)
 
-    def _timed(self, asked: Resources, core_seconds: float, flops: float, kind: Kind, taken: float) -> Cost:
-        """Seconds of work that falls evenly on the workers, on what each asks for."""
+    def _timed(
+        self, asked: Resources, core_seconds: float, flops: float, kind: Kind, measured: float
+    ) -> Cost:
+        """Seconds of work that falls evenly on the workers, on what each asks for; `measured` seconds of a
+        core or GPU, where there are any, stand for what `flops` are reckoned to take."""
         workers = asked.workers or 1
         gpus = (asked.gpus or 0.0) * workers
         cores = (
@@ -303,67 +319,25 @@ class _Estimate:
         )
         device, units = (self.gpu, gpus) if gpus else (CORE, cores)
         seconds = rates.START + core_seconds / cores
-        if flops:
+        if measured:
+            seconds += measured / units
+        elif flops:
             rate = device.rates[kind]
             seconds += flops / (rate.flops * units)
             told = f"{rate.flops / 1e12:.3g} TFLOP/s" if gpus else f"{rate.flops / 1e9:.3g} GFLOP/s"
             self.assumptions.append(f"{told} of a {device.name}, {kind} ({rate.source})")
-        return Cost(bytes=taken, seconds=seconds, gpus=gpus, flops=flops)
+        return Cost(seconds=seconds, gpus=gpus, flops=flops)
 
-
-def known(size: Size, manifest: Mapping[str, Any]) -> Size:
-    """What was reckoned, as far as the finished output does not say better."""
-    counts = manifest.get("counts") or {}
-    if "snapshot" in manifest:
-        return learned(manifest["snapshot"])
-    if counts.get("committed"):
-        size = replace(size, samples=int(counts["committed"]))
-    if manifest.get("classes"):
-        size = replace(size, classes=len(manifest["classes"]))
-    said = manifest.get("statistics") or {}
-    if "shape" in said:
-        size = replace(size, latents=(said["shape"][0], said["shape"][1]), side=said["resolution"])
-    if "width" in (said.get("text") or {}):
-        size = replace(size, text_width=said["text"]["width"], captions=said["text"].get("captions", 0))
-    return size
-
-
-def learned(record: Mapping[str, Any]) -> Size:
-    """What a snapshot says of its networks."""
-    from pipelines.models import autoencoder_config, network_config
-
-    side = int(record["resolution"])
-    config = autoencoder_config(record["autoencoder"])
-    encoder, decoder = autoencoder(config, side=side)
-    size = Size(side=side, encoder=encoder, decoder=decoder, latents=latent_shape(config, side))
-    if "network" not in record:
-        return size
-    channels, of_latents, _ = record["latent_shape"]
-    text, upscaling = record.get("text") or {}, record.get("upscaling")
-    work = network(
-        network_config(record["network"]),
-        channels=channels,
-        size=upscaling["size"] if upscaling else of_latents,
-        classes=len(record.get("classes") or ()),
-        text_width=text.get("width"),
-        tokens=rates.TOKENS if text else 0,
-        low_channels=channels if upscaling else 0,
-    )
-    return replace(size, denoiser=work, latents=(channels, of_latents))
-
-
-def spent(artifact: Any, cost: Cost) -> Cost:
-    """What a finished stage holds and took."""
-    manifest = artifact.manifest
-    shards, files = manifest.get("shards"), (manifest.get("snapshot") or {}).get("files")
-    execution = manifest.get("execution") or {}
-    taken = cost.bytes
-    if shards:
-        taken = float(sum(shard.get("bytes", 0) for shard in shards))
-    elif files:
-        taken = float(sum(artifact.storage.size(name) for name in files))
-    return Cost(
-        bytes=taken,
-        seconds=execution.get("seconds"),
-        measured=True,
-    )
+    def _measured(self, stage: Any, what: What, config: Any, **given: Any) -> float:
+        """Seconds of a core, or of a GPU, a sample; 0 where nothing is measured."""
+        if self.measuring is None or self.done:
+            return 0.0
+        gpu = bool(stage.resources.gpus)
+        try:
+            found = self.measuring.unit_seconds(what, config, gpu=gpu, **given)
+        except (ValueError, RuntimeError, OSError) as error:
+            self.assumptions.append(f"{self.name} could not be measured here: {' '.join(str(error).split())}")
+            return 0.0
+        unit = "GPU" if gpu else "core"
+        self.assumptions.append(f"{1 / found:,.3g} a second on a {unit} ({self.name}, {what}, measured here)")
+        return found

@@ -152,6 +152,8 @@ def run_shards(
     draft = Dataset(folder, describe(infos))
     fields = stage.finish(inputs, draft)
     record = header(planned, inputs, resources=resources, executor=executor, seconds=time.monotonic() - start)
+    whole = not tally.copied and len(pending) == len(plans)
+    record["execution"]["whole"] = whole  # what another run may take its pace from
     manifest = write_manifest(folder, describe(infos, **record, **fields))
     for text in manifest.get("warnings", ()):
         emit({"kind": "note", "text": text})

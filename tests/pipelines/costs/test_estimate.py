@@ -191,3 +191,51 @@ def test_finding_copies_costs_what_its_method_does(tmp_path: Path) -> None:
     equal, hashed, alike = (found[name].seconds or 0 for name in ("equal", "hashed", "alike"))
     assert 0 < equal < hashed / 5 < alike / 50
     assert found["alike"].flops == pytest.approx(100_000 * 0.78e9)
+
+
+def test_columns_make_up_what_a_dataset_takes(tmp_path: Path) -> None:
+    found = costs("text_to_image_256", tmp_path, images=1_000_000).stages
+    for name in ("images", "captions", "latents", "text", "pictures"):
+        cost = found[name]
+        assert cost.bytes == pytest.approx(cost.samples * sum(cost.columns.values())), name
+    # fp16 mean and deviation of 4 channels at an eighth of the side, in a tar
+    assert found["latents"].columns["moments.npy"] == pytest.approx(2 * 4 * 32 * 32 * 2 + 128 + 512, rel=0.03)
+    assert found["text"].columns["text.npy"] > found["text"].columns["pooled.npy"]
+
+
+def test_latents_are_of_the_images_size_and_not_of_the_autoencoders_training(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    model = Path(config.RECIPES).parent / "snapshots" / "emoji3d"  # trained at 48 px
+    recipe.write_text(
+        "name: r\nstages:\n"
+        "  images: {stage: ingest, source: {kind: folder, path: nowhere}, size: 96}\n"
+        f"  latents: {{stage: encode, images: images, autoencoder: {model}, flips: true}}\n"
+    )
+    found = costs(str(recipe), tmp_path / "store", images=1000).stages["latents"]
+    assert set(found.columns) == {"moments.npy", "flipped.moments.npy", "index"}
+    assert found.columns["moments.npy"] == pytest.approx(8 * 24 * 24 * 2, rel=0.1)
+
+
+def test_what_ran_before_tells_how_long_it_takes(tmp_path: Path) -> None:
+    """On other data, with the same settings; a run that copied its samples says nothing of that."""
+    from pipelines.costs import history
+
+    planned = plan(config.load("quickstart", []), Storage.at(tmp_path), lenient=True).stages[0]
+    assert planned.identity is not None
+    folder = tmp_path / "ingest" / "other"
+    folder.mkdir(parents=True)
+    manifest = {
+        "meaning": dict(planned.identity.meaning),
+        "external": dict(planned.identity.external),
+        "version": planned.identity.version,
+        "counts": {"committed": 1000},
+        "inputs": {},
+        "execution": {"seconds": 104.0, "resources": {}, "whole": True},
+    }
+    for whole, expected in ((True, 1004.0), (False, None)):
+        manifest["execution"]["whole"] = whole
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        assert history.seconds(planned, 10_000) == expected
+    manifest |= {"execution": {**manifest["execution"], "whole": True}, "meaning": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert history.seconds(planned, 10_000) is None

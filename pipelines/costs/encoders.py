@@ -1,0 +1,100 @@
+"""What encoders of captions and images take, by their configurations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.costs import rates
+from pipelines.places import at_hand, remote
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Of one caption, or one image."""
+
+    flops: float
+    widths: tuple[int, ...]
+    """Of the token states of each encoder."""
+    pooled: int
+    """Of the pooled vector."""
+    told: str
+    """What was supposed, in a few words."""
+
+
+def texts(config: Any) -> Encoding:
+    """Of a caption of `rates.TOKENS` tokens, by any kind of text encoder."""
+    several = getattr(config, "encoders", None)
+    if several:
+        each = [texts(one) for one in several]
+        return Encoding(
+            flops=sum(one.flops for one in each),
+            widths=tuple(width for one in each for width in one.widths),
+            pooled=sum(one.pooled for one in each),
+            told=" and ".join(one.told for one in each),
+        )
+    flops, width = rates.EMBEDDERS.get(config.kind, rates.EMBEDDERS["transformers"])
+    path, pooled = getattr(config, "path", ""), width
+    try:
+        if config.kind == "open_clip" and path:
+            told = json.loads((folder(path) / "open_clip_config.json").read_text(encoding="utf-8"))
+            told = told.get("model_cfg", told)
+            half, pooled = told["text_cfg"], int(told["embed_dim"])
+            width, layers = int(half["width"]), int(half["layers"])
+            # The tower takes captions padded to its whole length.
+            flops = _blocks(layers, width, int(half.get("context_length", 77)))
+        elif config.kind == "transformers":
+            told = json.loads((folder(path) / "config.json").read_text(encoding="utf-8"))
+            told = told.get("text_config", told)
+            width = int(told.get("hidden_size") or told["d_model"])
+            layers = int(told.get("num_hidden_layers") or told["num_layers"])
+            flops, pooled = _blocks(layers, width, rates.TOKENS), width
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # not here, or not what it should be: the run will say so
+    return Encoding(
+        flops=flops, widths=(width,), pooled=pooled, told=f"{flops / 1e9:.2g} GFLOP ({config.kind})"
+    )
+
+
+def images(config: Any) -> Encoding:
+    """Of an image, by any kind of image encoder."""
+    if config.kind == "open_clip":
+        flops, told = tower(config.path)
+        width = 512
+        try:
+            found = json.loads((folder(config.path) / "open_clip_config.json").read_text(encoding="utf-8"))
+            width = int(found.get("model_cfg", found)["embed_dim"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            pass
+        return Encoding(flops=flops, widths=(width,), pooled=width, told=told)
+    return Encoding(flops=rates.FEATURES, widths=(1280,), pooled=1280, told=config.kind)
+
+
+def tower(path: str) -> tuple[float, str]:
+    """Operations of an open_clip checkpoint's half that sees, by its configuration."""
+    told: Any = {}
+    try:
+        told = json.loads((folder(path) / "open_clip_config.json").read_text(encoding="utf-8"))
+        told = told.get("model_cfg", told)["vision_cfg"]
+        width, layers = int(told.get("width", 768)), told.get("layers", 12)
+        tokens = (int(told.get("image_size", 224)) // int(told.get("patch_size", 16))) ** 2 + 1
+        if isinstance(layers, int):
+            return 24.0 * layers * width * width * tokens, f"{layers} layers of {width}, {tokens} tokens"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return rates.CLIP, "as ViT-B/32 takes"
+
+
+def folder(path: str) -> Path:
+    """`OSError` for one in a bucket: a plan copies nothing."""
+    text = path.removeprefix("local-dir:")
+    if remote(text) is not None:
+        raise OSError("in a bucket")
+    return at_hand(text)
+
+
+def _blocks(layers: int, width: int, tokens: int) -> float:
+    """Of a transformer whose hidden layers are four times as wide."""
+    return layers * (24.0 * width * width * tokens + 4.0 * tokens * tokens * width)
