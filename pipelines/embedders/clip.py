@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pipelines.embedders.embedding import TextEmbedding, batches, device_at_hand, settings_digest
-from pipelines.embedders.folder import folder_digest, local_folder
+from pipelines.embedders.embedding import (
+    TextEmbedding,
+    batches,
+    device_at_hand,
+    encode_texts,
+    settings_digest,
+)
+from pipelines.embedders.folder import folder_digest
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+    from torch import Tensor
 
 _PARTS = ("*.safetensors", "*.json", "*.txt", "*.model")
-_CONFIG = "open_clip_config.json"
-_WEIGHTS = "open_clip_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,114 +61,111 @@ class OpenClipTextEmbedder:
     """Token states are the text transformer's, up to the text's end; pooled is the shared space's vector."""
 
     def __init__(self, config: OpenClipTexts, micro_batch: int) -> None:
+        from pipelines.clip import folder
+
         self.identity = config.identity()
         self._micro_batch = micro_batch
-        model, _, self._tokenizer = _load(config.path)
-        # The text half as a module of its own, whose token states can be asked for.
         self._device = device_at_hand()
-        self._text = model.text.to(self._device)
+        # The text half as a module of its own, whose token states can be asked for.
+        self._text = folder.load_half(config.path, "text").to(self._device)
         self._text.output_tokens = True
+        self._tokenizer = folder.load_tokenizer(config.path)
         tokenizer = getattr(self._tokenizer, "tokenizer", None)
         self._pad = int(getattr(tokenizer, "pad_token_id", None) or getattr(self._text, "pad_id", 0) or 0)
-        states, pooled = self._forward([""] * micro_batch)[:2]
-        self.width, self.pooled_width = states.shape[-1], pooled.shape[-1]
+        self.longest = int(getattr(self._tokenizer, "context_length", None) or 77)
+        # A tower of the transformers library masks what is padding: it is given no more of it than need be.
+        self._masks = hasattr(self._text, "pooler")
+        first = self.encode([""])[0]
+        self.width, self.pooled_width = first.states.shape[-1], first.pooled.shape[-1]
 
     def encode(self, texts: Sequence[str]) -> list[TextEmbedding]:
+        if self._masks:
+            return encode_texts(
+                texts,
+                self._tokenize,
+                lambda ids, mask: self._forward(ids),
+                longest=self.longest,
+                micro_batch=self._micro_batch,
+                pad=self._pad,
+            )
         found = []
         for run, count in batches(list(texts), self._micro_batch):
-            states, pooled, lengths = self._forward(run)
+            tokens = self._tokenizer(run)
+            lengths = self._lengths(tokens)
+            states, pooled = (part.half().cpu().numpy() for part in self._forward(tokens.to(self._device)))
             found += [
                 TextEmbedding(states[row, : lengths[row]].copy(), pooled[row].copy()) for row in range(count)
             ]
         return found
 
-    def _forward(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        tokens = self._tokenizer(texts)
+        ends = self._lengths(tokens)
+        return [row[:end] for row, end in zip(tokens.tolist(), ends, strict=True)]
+
+    def _lengths(self, tokens: Tensor) -> list[int]:
+        """By the last token that is no padding: CLIP pads with 0, which is also the exclamation mark."""
+        import torch
+
+        places = torch.arange(1, tokens.shape[1] + 1)
+        return ((tokens != self._pad) * places).amax(1).clamp(min=1).tolist()
+
+    def _forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Token states and vectors of length 1."""
         import torch
         import torch.nn.functional as F
 
-        tokens = self._tokenizer(texts)
-        # By the last token that is no padding: CLIP pads with 0, which is also the exclamation mark.
-        places = torch.arange(1, tokens.shape[1] + 1)
-        lengths = ((tokens != self._pad) * places).amax(1).clamp(min=1).tolist()
         with torch.inference_mode():
-            pooled, states = self._text(tokens.to(self._device))
-            pooled = F.normalize(pooled, dim=-1)
-        return states.half().cpu().numpy(), pooled.half().cpu().numpy(), lengths
+            pooled, states = self._text(tokens)
+            return states, F.normalize(pooled, dim=-1)
 
 
 class OpenClipImageEmbedder:
     def __init__(self, config: OpenClipImages, micro_batch: int) -> None:
+        from pipelines.clip import folder
+
         self.identity = config.identity()
         self._micro_batch = micro_batch
         self._device = device_at_hand()
-        model, self._preprocess, _ = _load(config.path)
-        self._model = model.to(self._device)
+        self._visual = folder.load_half(config.path, "visual").to(self._device)
+        size = getattr(self._visual, "image_size", 224)
+        self._single, self._batch = folder.batched(folder.load_preprocess(config.path, size))
         self.width = self.encode([_blank()]).shape[-1]
 
     def encode(self, images: Sequence[Image]) -> np.ndarray:
         import numpy as np
         import torch
+        import torch.nn.functional as F
 
         found = []
-        for run, count in batches(list(images), self._micro_batch):
-            pixels = torch.stack([self._preprocess(image) for image in run])
-            with torch.inference_mode():
-                vectors = self._model.encode_image(pixels.to(self._device), normalize=True)
-            found.append(vectors[:count].half().cpu().numpy())
+        # Pillow resizes without holding the interpreter: threads make a batch while the network has another.
+        with ThreadPoolExecutor(_threads()) as pool:
+            pixels = pool.map(self._single, images)
+            for count in _counts(len(images), self._micro_batch):
+                batch = [next(pixels) for _ in range(count)]
+                batch += batch[-1:] * (self._micro_batch - count)
+                with torch.inference_mode():
+                    # As uint8 to the device: a quarter of the bytes, and the arithmetic is done there.
+                    vectors = self._visual(self._batch(torch.stack(batch).to(self._device)))
+                    vectors = vectors[0] if isinstance(vectors, tuple) else vectors
+                    found.append(F.normalize(vectors, dim=-1)[:count].half().cpu().numpy())
         return np.concatenate(found) if found else np.empty((0, self.width), np.float16)
+
+
+def _counts(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _threads() -> int:
+    """As many as torch may use here: a worker's share of the machine."""
+    import torch
+
+    return max(1, torch.get_num_threads())
 
 
 def _named(path: str) -> None:
     if not path:
         raise ValueError("An open_clip encoder has no weights: name a `path`, or give the stage a `clip`.")
-
-
-def _load(path: str) -> tuple[Any, Any, Any]:
-    """Model, image preprocessing and tokenizer of a folder."""
-    folder = local_folder(path)
-    # A config may name a tokenizer on a hub: asking there would hang where none can be reached.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import open_clip
-    except (ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"open_clip does not import ({reason}): it needs a torchvision from the same place as torch."
-        ) from error
-
-    with tempfile.TemporaryDirectory(prefix="open-clip-") as standard:
-        name = f"local-dir:{_standard(folder, Path(standard))}"
-        model, _, preprocess = open_clip.create_model_and_transforms(name, force_custom_text=True)
-        tokenizer = open_clip.get_tokenizer(name)
-    return model.eval(), preprocess, tokenizer
-
-
-def _standard(folder: Path, target: Path) -> Path:
-    """The folder in open_clip's own layout: itself, or links in `target` to its files."""
-    config = folder / _CONFIG
-    if not config.is_file():
-        found = [f for f in sorted(folder.glob("*.json")) if "vision_cfg" in f.read_text(encoding="utf-8")]
-        if len(found) != 1:
-            raise ValueError(f"{folder} needs {_CONFIG}, or one model config as JSON beside the safetensors.")
-        config = found[0]
-    weights = sorted(folder.glob("*.safetensors"))
-    if (folder / _WEIGHTS).is_file():
-        weights = [folder / _WEIGHTS]
-    if len(weights) != 1:
-        raise ValueError(f"{folder} has {len(weights)} safetensors files and none is called {_WEIGHTS}.")
-    if config.name == _CONFIG and weights[0].name == _WEIGHTS:
-        return folder
-
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    settings = settings if "model_cfg" in settings else {"model_cfg": settings}
-    for file in folder.iterdir():
-        (target / file.name).symlink_to(file.resolve())
-    (target / _CONFIG).unlink(missing_ok=True)
-    (target / _CONFIG).write_text(json.dumps(settings), encoding="utf-8")
-    if weights[0].name != _WEIGHTS:
-        (target / _WEIGHTS).symlink_to(weights[0].resolve())
-        (target / weights[0].name).unlink()
-    return target
 
 
 def _blank() -> Image:
