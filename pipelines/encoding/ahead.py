@@ -1,0 +1,53 @@
+"""Work that is done before it is asked for, in threads, in its order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ahead(items: Iterator[T], *, depth: int, name: str) -> Iterator[T]:
+    """The same items, made in one thread while the caller works on those before; `depth` at most lie ready.
+
+    What `items` raises is raised here. A caller that stops early stops the thread, and `items` is closed.
+    """
+    end: Any = object()
+    with ThreadPoolExecutor(1, thread_name_prefix=name) as thread:
+        coming = deque(thread.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := coming.popleft().result()) is not end:
+                coming.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            for future in coming:
+                future.cancel()
+            close = getattr(items, "close", None)
+            if close is not None:
+                thread.submit(close)
+
+
+def spread(function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int) -> Iterator[R]:
+    """`function` of each item, in their order; with several threads, `depth` items at once at most.
+
+    With one it is called here: a thread more would only wait for this one.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        coming: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                coming.append(pool.submit(function, item))
+                if len(coming) >= depth:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
