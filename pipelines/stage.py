@@ -123,6 +123,16 @@ Inputs = Mapping[str, Any]
 """Field name -> opened `Dataset`, `SnapshotFolder` or report, a tuple of them where the field names several,
 None for an optional input that is not set."""
 
+Spread = Callable[[Callable[[], Callable[[Any], Any]], Sequence[Any]], list[Any]]
+"""Calls the function that a factory opens on each item, on the stage's workers; results in their order."""
+
+
+def in_turn(factory: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> list[Any]:
+    """The same in this process."""
+    call = factory()
+    return [call(item) for item in items]
+
+
 Event = dict[str, Any]
 """{"kind": "progress", "done", "total", "unit"}, {"kind": "metrics", "step", "values"}, {"kind": "picture",
 "name", "step", "png"} (bytes) or {"kind": "note", "text"}; the runner adds the stage's name and the time."""
@@ -304,6 +314,10 @@ class ShardStage(_Stage):
     def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
         """Fields for the manifest, computed in shard order from the finished shards (statistics)."""
         return {}
+
+    def gathered(self, inputs: Inputs, dataset: Any, spread: Spread) -> dict[str, Any]:
+        """`finish` of a stage that has workers read the shards, as what it needs of them is large."""
+        return self.finish(inputs, dataset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,12 @@ def run_shards(
         stopped()
     infos = sorted(tally.infos, key=lambda info: info.name)
     draft = Dataset(folder, describe(infos))
-    fields = stage.finish(inputs, draft)
+    def spread(factory: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> list[Any]:
+        readers = dataclasses.replace(resources, gpus=0.0)
+        found = dict(executor.map(factory, items, resources=readers, name=f"{planned.name} statistics"))
+        return [found[n] for n in range(len(items))]
+
+    fields = stage.gathered(inputs, draft, spread)
     record = header(planned, inputs, resources=resources, executor=executor, seconds=time.monotonic() - start)
     whole = not tally.copied and len(pending) == len(plans)
     record["execution"]["whole"] = whole  # what another run may take its pace from
