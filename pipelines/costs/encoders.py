@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.costs import rates
-from pipelines.places import at_hand, remote
+from pipelines.places import at_hand, fetching, remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,30 @@ def images(config: Any) -> Encoding:
     return Encoding(flops=rates.FEATURES, widths=(1280,), pooled=1280, told=config.kind)
 
 
+def maps(config: Any) -> tuple[float, tuple[int, ...], str]:
+    """Operations on an image, and shape of the features, of a network that `extract` runs."""
+    pooled = getattr(config, "layer", "") == "pooled"
+    if config.kind == "efficientnet_lite0":
+        shapes = {"half": (16, 112, 112), "quarter": (24, 56, 56), "eighth": (40, 28, 28)}
+        return rates.FEATURES, (1280,) if pooled else shapes.get(config.layer, (112, 14, 14)), config.kind
+    width, side, flops, told = 768, 14, rates.CLIP, "as ViT-B/32 takes"
+    try:
+        if config.kind == "open_clip":
+            flops, told = tower(config.path)
+            found = json.loads((folder(config.path) / "open_clip_config.json").read_text(encoding="utf-8"))
+            seen = found.get("model_cfg", found)["vision_cfg"]
+            width, side = int(seen.get("width", 768)), int(seen["image_size"]) // int(seen["patch_size"])
+        elif config.kind == "transformers":
+            found = json.loads((folder(config.path) / "config.json").read_text(encoding="utf-8"))
+            found = found.get("vision_config", found)
+            width, side = int(found["hidden_size"]), int(found["image_size"]) // int(found["patch_size"])
+            layers = int(found["num_hidden_layers"])
+            flops, told = _blocks(layers, width, side * side + 1), f"{layers} layers of {width}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass  # a network of another kind, or not here
+    return flops, (width,) if pooled else (width, side, side), told
+
+
 def tower(path: str) -> tuple[float, str]:
     """Operations of an open_clip checkpoint's half that sees, by its configuration."""
     told: Any = {}
@@ -88,11 +112,12 @@ def tower(path: str) -> tuple[float, str]:
 
 
 def folder(path: str) -> Path:
-    """`OSError` for one in a bucket: a plan copies nothing."""
+    """`OSError` for one in a bucket, `ValueError` for one on the hub: a plan copies nothing."""
     text = path.removeprefix("local-dir:")
     if remote(text) is not None:
         raise OSError("in a bucket")
-    return at_hand(text)
+    with fetching(allowed=False):
+        return at_hand(text)
 
 
 def _blocks(layers: int, width: int, tokens: int) -> float:

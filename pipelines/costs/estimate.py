@@ -222,6 +222,15 @@ class _Estimate:
         size = Size(samples=of.samples, captions=of.captions, text_width=max(told.widths))
         return size, cost
 
+    def _extract(self, stage: Any) -> tuple[Size, Cost]:
+        of = self._of(stage.images)
+        flops, shape, told = encoders.maps(stage.network)
+        if stage.grid is not None and len(shape) > 1:
+            shape = (shape[0], stage.grid, stage.grid)
+        self.assumptions.append(f"{flops / 1e9:.2g} GFLOP an image ({told})")
+        held = {"features.npy": array(*shape)}
+        return of, self._pool(stage, 0, of.samples * flops, kind="draw", samples=of.samples, held=held)
+
     def _train(self, stage: Any) -> tuple[Size, Cost]:
         latents, text = self._of(stage.latents), self._of(stage.text)
         through, images = self._of(stage.autoencoder), self._of(stage.images)

@@ -14,6 +14,7 @@ STAGES: dict[str, str] = {
     "train_autoencoder": "pipelines.stages.train_autoencoder:TrainAutoencoder",
     "encode": "pipelines.stages.encode:Encode",
     "embed": "pipelines.stages.embed:Embed",
+    "extract": "pipelines.stages.extract:Extract",
     "train": "pipelines.stages.train:Train",
     "generate": "pipelines.stages.generate:Generate",
     "upscale": "pipelines.stages.upscale:Upscale",
