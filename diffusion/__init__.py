@@ -10,9 +10,11 @@ from typing import Any
 
 _MODULES = {
     "config": (
-        "AutoencoderConfig DDIMConfig DDPMConfig DPMConfig DiTConfig EulerConfig GuidanceConfig HeunConfig "
-        "IdentityAutoencoderConfig KLAutoencoderConfig LogitNormalConfig NetworkConfig OptimizationConfig "
-        "PredictorCorrectorConfig SamplerConfig TimesConfig UNetConfig UniPCConfig UniformConfig"
+        "AutoencoderConfig DDIMConfig DDPMConfig DPMConfig DeepCompressionAutoencoderConfig "
+        "DeepCompressionLevel DiTConfig EulerConfig GuidanceConfig HeunConfig IdentityAutoencoderConfig "
+        "KLAutoencoderConfig LogitNormalConfig NetworkConfig OptimizationConfig PredictorCorrectorConfig "
+        "SamplerConfig SpatialAutoencoderConfig TimesConfig TinyAutoencoderConfig UNetConfig UniPCConfig "
+        "UniformConfig"
     ),
     "noise": "RectifiedFlow Schedule VarianceExploding VariancePreserving",
     "times": "LogNormal LogitNormal Times Uniform",
@@ -52,8 +54,11 @@ _MODULES = {
     "networks.flops": "flops",
     "networks.routing": "kept_tokens",
     "autoencoders.autoencoder": "Autoencoder",
+    "autoencoders.deep_compression": "DeepCompressionAutoencoder",
     "autoencoders.identity": "IdentityAutoencoder",
     "autoencoders.kl": "KLAutoencoder",
+    "autoencoders.spatial": "SpatialAutoencoder",
+    "autoencoders.tiny": "TinyAutoencoder",
     "metrics.features": "EfficientNetLite0",
     "metrics.auroc": "auroc",
     "metrics.estimate": "Estimate",

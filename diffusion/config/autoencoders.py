@@ -88,7 +88,9 @@ class SpatialAutoencoderConfig:
     """A 1x1 convolution before the decoder."""
 
     def __post_init__(self) -> None:
-        if min((*self.channels, self.latent_channels, self.blocks, self.groups), default=0) < 1:
+        if not self.channels:
+            raise ValueError("channels is empty; it has the width of each level.")
+        if min(*self.channels, self.latent_channels, self.blocks, self.groups) < 1:
             raise ValueError("channels, latent_channels, blocks and groups must be 1 or more.")
         if any(width % self.groups for width in self.channels):
             raise ValueError(f"channels {self.channels} must be multiples of groups ({self.groups}).")
