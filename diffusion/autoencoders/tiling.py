@@ -87,14 +87,14 @@ class TiledAutoencoder(Autoencoder):
             scale: cells of the answer for each latent, along a side.
         """
         down, across = list(spans(height, self.size, overlap)), list(spans(width, self.size, overlap))
-        whole = weights = None
+        whole = weights = kind = None
         for n, rows in enumerate(down):
             for m, columns in enumerate(across):
                 part = call(rows, columns)
                 if whole is None or weights is None:
-                    kind = part.dtype if self.exact else torch.float32
-                    shape = (height * scale, width * scale)
-                    whole = torch.zeros(*part.shape[:2], *shape, dtype=kind, device=part.device)
+                    kind, shape = part.dtype, (height * scale, width * scale)
+                    summed = kind if self.exact else torch.float32
+                    whole = torch.zeros(*part.shape[:2], *shape, dtype=summed, device=part.device)
                     weights = torch.zeros(shape, dtype=torch.float32, device=part.device)
                 into = _scaled(rows, scale), _scaled(columns, scale)
                 if not self.exact:
@@ -111,7 +111,7 @@ class TiledAutoencoder(Autoencoder):
                 whole[..., *own] = part[..., *inner]
         assert whole is not None
         assert weights is not None
-        return whole if self.exact else (whole / weights).to(part.dtype)
+        return whole if self.exact else (whole / weights).to(kind)
 
 
 def _own(tiles: list[slice], n: int) -> slice:

@@ -72,7 +72,7 @@ class Encoder:
             self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device))
 
     def start(self, images: torch.Tensor, *, flip: bool = False) -> Pending:
-        """uint8 [b, h, w, 3] on the CPU, pinned if the device is a GPU: then this returns before it is done."""
+        """Of uint8 [b, h, w, 3] on the CPU; pinned if the device is a GPU: it answers before it is done."""
         import torch
 
         with torch.inference_mode():

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pipelines import buckets
-from pipelines.arrays import from_npy, pixels, to_npy
-from pipelines.stage import KEEP, Input, Inputs, Row, Sample, ShardPlan, ShardStage, added
+from pipelines.arrays import to_npy
+from pipelines.stage import (
+    KEEP,
+    Input,
+    Inputs,
+    Row,
+    Sample,
+    ShardPlan,
+    ShardStage,
+    Spread,
+    added,
+    execution,
+    in_turn,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
+    from pipelines.encoding.network import Encoded, Encoder
+    from pipelines.encoding.pictures import Batch
+    from pipelines.encoding.statistics import Sums
 
+MOMENTS, FLIPPED = "moments.npy", "flipped."
 _AHEAD = 2
-"""Batches decoded before the network asks for them."""
-_CHUNK = 256
-"""Samples added to the statistics at once; in the order of shards and keys, so that sums repeat."""
-_REMEDY = "give ingest a size and a resize, or `buckets`."
+"""Batches that lie decoded before the network asks for them, and that it has begun before they are stored."""
+_BYTES = 256 * 2**20
+"""Of moments; above, workers read them for the statistics, as the driver would take long."""
+
+
+def column(resolution: int | None = None, *, flipped: bool = False) -> str:
+    """Name of the column of moments at a resolution; None is the images' own."""
+    at = MOMENTS if resolution is None else f"at{resolution}.{MOMENTS}"
+    return FLIPPED + at if flipped else at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +46,7 @@ class Encode(ShardStage):
     """Writes `moments.npy`, fp16 [2c, h, w]: c channels of mean, then c of standard deviation.
 
     Images that ingest brought to several sizes (`buckets`) have moments of as many; a forward call has one.
+    An image whose moments are not finite, even in float32, is rejected as `not_finite`.
     """
 
     version: ClassVar[int] = 1
@@ -43,10 +61,30 @@ class Encode(ShardStage):
     """Encodes each image mirrored left to right as well, into `flipped.moments.npy`."""
     micro_batch: int = 32
     """Images a forward call, which the last is padded to: float results depend on it."""
+    also: tuple[int, ...] = added(())
+    """Smaller resolutions, px, that each image is encoded at as well, into `at32.moments.npy` and
+    `flipped.at32.moments.npy` for 32: multiples of the autoencoder's factor. The image is decoded once, and
+    shrunk by Lanczos in the values it is stored in; of several sizes, each to the area of that square."""
+    tile: int = added(1024)
+    """Side of the largest image, px, that the network sees whole; larger ones go through it in tiles. That
+    changes nothing but rounding where the network sees a limited way, as ours do; where it sees all of the
+    image (Stable Diffusion's), tiles overlap by a quarter and are blended."""
+    precision: Literal["float32", "bfloat16", "float16"] = added("float32")
+    """Of the network. Images that overflow in half precision are encoded again in float32, and counted."""
+    compile: bool = added(False)
+    """Compiles the encoder in the first batch: for a GPU, and datasets that take longer than that."""
+    decoders: int = execution(2)
+    """Threads of a worker that decode images ahead of the network."""
 
     def __post_init__(self) -> None:
         if self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1.")
+        if self.decoders < 1:
+            raise ValueError(f"decoders is {self.decoders}; it must be at least 1.")
+        if self.tile < 64:
+            raise ValueError(f"tile is {self.tile} px; it must be at least 64.")
+        if any(side < 1 for side in self.also) or sorted(set(self.also)) != sorted(self.also):
+            raise ValueError(f"also is {list(self.also)}; name each smaller resolution once, in px.")
 
     def summary(self) -> str:
         return "images and their mirror images to moments" if self.flips else "images to moments"
@@ -59,134 +97,137 @@ class Encode(ShardStage):
         return [dataclasses.replace(row, reads=(*row.reads, "sized")) for row in rows]
 
     def open(self, inputs: Inputs) -> Callable[[ShardPlan, Sequence[Row]], Iterable[Sample]]:
-        import torch
-
         from pipelines.embedders.embedding import device_at_hand
+        from pipelines.encoding.ahead import ahead
+        from pipelines.encoding.network import Encoder
+        from pipelines.encoding.pictures import Sizing, batches
         from pipelines.models import load_autoencoder
 
         device = device_at_hand()
-        # Channels-last, as the decoded pixels lie: a tenth faster on a CPU.
-        autoencoder = load_autoencoder(inputs["autoencoder"]).eval().to(device)
-        autoencoder = autoencoder.to(memory_format=torch.channels_last)
-        several = _several(inputs)
-
-        def forward(batch: np.ndarray) -> np.ndarray:
-            images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-            with torch.inference_mode():
-                moments = autoencoder.encode(images)
-                return torch.cat([moments.mean, moments.std], dim=1).half().cpu().numpy()
+        autoencoder, several = load_autoencoder(inputs["autoencoder"]), _several(inputs)
+        for side in self.also:
+            if side % autoencoder.factor:
+                raise ValueError(f"`also` has {side} px, no multiple of the factor {autoencoder.factor}.")
+        sizing = Sizing(
+            factor=autoencoder.factor,
+            several=several,
+            also=self.also,
+            resolution=buckets.resolution(inputs["images"].manifest["statistics"]) if several else None,
+        )
+        encoder = Encoder(
+            autoencoder, device=device, precision=self.precision, compiled=self.compile, tile=self.tile
+        )
 
         def encode(shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:
             wanted = [row.key for row in rows if not row.reject]
             records = inputs["images"].read(shard.name, wanted, ("image",))
+            decoded = batches(
+                records,
+                self.micro_batch,
+                sizing,
+                threads=self.decoders,
+                pinned=device.type == "cuda",
+            )
+            begun = self._begun(encoder, ahead(decoded, depth=_AHEAD, name="decode"))
             made: dict[str, Sample] = {}
-            for keys, batch in _ahead(
-                _batches(records, self.micro_batch, autoencoder.factor, several=several)
-            ):
-                columns = {"moments.npy": forward(batch)}
-                if self.flips:
-                    columns["flipped.moments.npy"] = forward(batch[:, :, ::-1].copy())
-                for n, key in enumerate(keys):
-                    members = {name: to_npy(moments[n]) for name, moments in columns.items()}
-                    # Where sizes differ, training groups rows by them before it reads any.
-                    meta = {"width": batch.shape[2], "height": batch.shape[1]} if several else {}
-                    made[key] = Sample(key=key, members=members, meta=meta)
-            for row in rows:
+            left = iter(rows)
+            row = next(left, None)
+            for batch, results in ahead(begun, depth=_AHEAD, name="encode"):
+                made |= self._samples(batch, {name: one.result() for name, one in results.items()}, several)
+                while row is not None and (row.reject or row.key in made):
+                    yield made.pop(row.key, Sample(key=row.key, reject=row.reject))
+                    row = next(left, None)
+            while row is not None:
                 yield made.pop(row.key, Sample(key=row.key, reject=row.reject or "no_image"))
+                row = next(left, None)
 
         return encode
 
-    def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
-        """Statistics of the latents over the train split (over all where there is none)."""
-        import numpy as np
+    def _begun(self, encoder: Encoder, decoded: Iterator[Batch]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Each batch with what becomes its columns. A GPU is given work here, and waited for elsewhere."""
         import torch
 
-        from diffusion.latents import LatentSums, Moments
+        torch.set_num_threads(torch.get_num_threads())  # a new thread takes all cores otherwise
+        for batch in decoded:
+            yield (
+                batch,
+                {
+                    column(side, flipped=flip): encoder.start(images, flip=flip)
+                    for side, images in batch.images.items()
+                    for flip in ((False, True) if self.flips else (False,))
+                },
+            )
+
+    def _samples(self, batch: Batch, columns: dict[str, Encoded], several: bool) -> dict[str, Sample]:
+        """Samples of a batch by key, those that are not finite rejected."""
+        _, height, width, _ = batch.images[None].shape
+        # Where sizes differ, training groups rows by them before it reads any.
+        size: dict[str, Any] = {"width": width, "height": height} if several else {}
+        found = {}
+        for n, key in enumerate(batch.keys):
+            if all(of.finite[n] for of in columns.values()):
+                again = {"retried": True} if any(of.retried[n] for of in columns.values()) else {}
+                members = {name: to_npy(of.moments[n]) for name, of in columns.items()}
+                found[key] = Sample(key=key, members=members, meta={**size, **again})
+            else:
+                found[key] = Sample(key=key, reject="not_finite")
+        return found
+
+    def finish(self, inputs: Inputs, dataset: Any) -> dict[str, Any]:
+        return self.gathered(inputs, dataset, in_turn)
+
+    def gathered(self, inputs: Inputs, dataset: Any, spread: Spread) -> dict[str, Any]:
+        """Statistics of the latents over the train split (over all where there is none)."""
+        from pipelines.encoding.statistics import Summing, Sums
         from pipelines.models import autoencoder_config
 
-        shards = [s.name for s in dataset.shards if s.split == "train"] or [s.name for s in dataset.shards]
-        several = _several(inputs)
+        shards = [s for s in dataset.shards if s.split == "train"] or list(dataset.shards)
+        columns = [column(side) for side in (None, *self.also)]
+        size = sum(s.columns[c]["bytes"] for s in shards for c in columns if c in s.columns)
+        totals = {name: Sums() for name in columns}
+        given = [dataclasses.asdict(shard) for shard in shards]
+        for sums in (spread if size > _BYTES else in_turn)(Summing(dataset.storage, columns), given):
+            for name in columns:
+                totals[name].add(sums[name])
         factor = autoencoder_config(inputs["autoencoder"].record["autoencoder"]).factor
-        records = (r for name in shards for r in dataset.read(name, columns=("moments.npy",)))
-        sums, shape, counts = None, None, Counter()
-        for chunk in iter(lambda: list(itertools.islice(records, _CHUNK)), []):
-            alike: dict[tuple[int, ...], list[np.ndarray]] = {}
-            for record in chunk:
-                array = from_npy(record.members["moments.npy"])
-                shape = shape or array.shape
-                if array.shape != shape and not several:
-                    raise ValueError(f"The images differ in size from shard to shard; {_REMEDY}")
-                alike.setdefault(array.shape, []).append(array)
-                counts[array.shape[2] * factor, array.shape[1] * factor] += 1
-            for _, arrays in sorted(alike.items()):
-                mean, std = torch.from_numpy(np.stack(arrays)).chunk(2, dim=1)
-                part = LatentSums.of(Moments(mean=mean.float(), std=std.float()))
-                sums = part if sums is None else sums + part
-        if sums is None or shape is None:
+        whole = self._said(inputs, totals[MOMENTS], factor, None)
+        others = {str(side): self._said(inputs, totals[column(side)], factor, side) for side in self.also}
+        statistics = {
+            **whole,
+            **({"resolutions": others} if others else {}),
+            "autoencoder": inputs["autoencoder"].digest(),
+        }
+        if self.precision == "float32" and not self.compile:
+            return {"statistics": statistics}
+        retried = sum(bool(m.get("retried")) for s in dataset.shards for m in dataset.index(s.name).meta)
+        note = f"{retried:,} images overflowed in {self.precision} and were encoded in float32."
+        return {"statistics": statistics, "retried": retried, **({"notes": [note]} if retried else {})}
+
+    def _said(self, inputs: Inputs, sums: Sums, factor: int, side: int | None) -> dict[str, Any]:
+        """What the manifest says of the moments at one resolution."""
+        from pipelines.encoding.pictures import REMEDY
+
+        if sums.latents is None:
             raise ValueError("There is no image to encode.")
-        channels, height, width = shape[0] // 2, shape[1], shape[2]
         said: dict[str, Any] = {}
-        if several:
+        (channels, height, width), *more = sums.shapes
+        resolution = side or height * factor
+        if _several(inputs):
             # What stands for all of them is the square that has their area.
-            resolution = buckets.resolution(inputs["images"].manifest["statistics"])
+            resolution = side or buckets.resolution(inputs["images"].manifest["statistics"])
             height = width = resolution // factor
+            counts = {(w * factor, h * factor): count for (_, h, w), count in sums.shapes.items()}
             said = {"sizes": buckets.listed(counts)}
-        else:
-            image = next(inputs["images"].read(shards[0], columns=("image",)))
-            resolution = pixels(image.members["image"]).shape[0]
+        elif more:
+            raise ValueError(f"The images differ in size from shard to shard; {REMEDY}")
         return {
-            "statistics": {
-                "latents": sums.statistics().to_json(),
-                "shape": [channels, height, width],
-                "resolution": resolution,
-                **said,
-                "autoencoder": inputs["autoencoder"].digest(),
-            }
+            "latents": sums.latents.statistics().to_json(),
+            "shape": [channels, height, width],
+            "resolution": resolution,
+            **said,
         }
 
 
 def _several(inputs: Inputs) -> bool:
     """Whether ingest brought the images to sizes by their ratio, and training batches them by size."""
     return bool(buckets.known(inputs["images"].manifest.get("statistics", {})))
-
-
-def _batches(
-    records: Iterable[Any], size: int, factor: int, *, several: bool
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Keys and uint8 pixels [size, h, w, 3], each batch of one size; the last image fills up the last batch
-    of each. `ValueError` where sizes differ, unless there may be `several`."""
-    import numpy as np
-
-    waiting: dict[tuple[int, ...], tuple[list[str], list[np.ndarray]]] = {}
-    for record in records:
-        image = pixels(record.members["image"])
-        height, width = image.shape[:2]
-        if height % factor or width % factor:
-            raise ValueError(
-                f"{record.key} is {width} x {height} px, not a multiple of the autoencoder's factor "
-                f"{factor}; give ingest such a size."
-            )
-        keys, images = waiting.setdefault(image.shape, ([], []))
-        if len(waiting) > 1 and not several:
-            raise ValueError(f"{record.key} differs in size from the others; {_REMEDY}")
-        keys.append(record.key)
-        images.append(image)
-        if len(keys) == size:
-            yield keys, np.stack(images)
-            waiting[image.shape] = ([], [])
-    for keys, images in waiting.values():
-        if keys:
-            yield keys, np.stack(images + images[-1:] * (size - len(images)))
-
-
-def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same, made in a thread while the caller works on those before."""
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
-        coming = [thread.submit(next, batches, None) for _ in range(_AHEAD)]
-        try:
-            while (batch := coming.pop(0).result()) is not None:
-                coming.append(thread.submit(next, batches, None))
-                yield batch
-        finally:
-            for future in coming:
-                future.cancel()
