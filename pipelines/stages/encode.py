@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pipelines import buckets
 from pipelines.arrays import to_npy
+from pipelines.encoding.columns import MOMENTS, column
 from pipelines.stage import (
     KEEP,
     Input,
@@ -28,17 +29,10 @@ if TYPE_CHECKING:
     from pipelines.encoding.pictures import Batch
     from pipelines.encoding.statistics import Sums
 
-MOMENTS, FLIPPED = "moments.npy", "flipped."
 _AHEAD = 2
 """Batches that lie decoded before the network asks for them, and that it has begun before they are stored."""
 _BYTES = 256 * 2**20
 """Of moments; above, workers read them for the statistics, as the driver would take long."""
-
-
-def column(resolution: int | None = None, *, flipped: bool = False) -> str:
-    """Name of the column of moments at a resolution; None is the images' own."""
-    at = MOMENTS if resolution is None else f"at{resolution}.{MOMENTS}"
-    return FLIPPED + at if flipped else at
 
 
 @dataclass(frozen=True, kw_only=True)
