@@ -18,6 +18,7 @@ from diffusion.config import (
     TimesConfig,
 )
 from pipelines.buckets import known
+from pipelines.encoding.columns import column, statistics_at
 from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
 from pipelines.stages.train_autoencoder import check_training
 
@@ -43,6 +44,8 @@ class Train(Stage):
     latents: Annotated[str, Input("dataset", ("moments.npy",))]
     autoencoder: Annotated[str, Input("snapshot")]
     """The one that made the latents; a copy of it goes into the snapshot."""
+    resolution: int | None = added(None)
+    """Which of encode's resolutions it is trained at, px: one of its `also`; the images' own if None."""
     text: Annotated[str | None, Input("dataset", ("text.json", "text.npy", "pooled.npy"))] = None
     """An embed stage."""
     images: Annotated[str | None, Input("dataset", ("cls",))] = None
@@ -125,12 +128,14 @@ class Train(Stage):
             )
         if self.objective == "regression" and self.low_resolution is None:
             raise ValueError("`objective: regression` trains upscalers only: set `low_resolution`.")
+        if self.resolution is not None and self.low_resolution is not None:
+            raise ValueError("An upscaler is trained at its images' own size: leave `resolution` out.")
         if self.prompts and self.low_resolution is not None:
             raise ValueError("An upscaler's pictures are of held-out images: leave `prompts` out.")
 
     def columns(self, name: str) -> tuple[str, ...]:
-        if name == "latents" and self.flips:
-            return ("moments.npy", "flipped.moments.npy")
+        if name == "latents":
+            return tuple(column(self.resolution, flipped=flip) for flip in (False, True)[: 1 + self.flips])
         return super().columns(name)
 
     def summary(self) -> str:
@@ -144,7 +149,8 @@ class Train(Stage):
         from pipelines.training.trainer import Job, Training, train_worker
 
         _check_inputs(self, session.inputs)
-        latents, images = session.inputs["latents"], session.inputs.get("images")
+        said = statistics_at(session.inputs["latents"].manifest["statistics"], self.resolution)
+        images = session.inputs.get("images")
         text, autoencoder = session.inputs.get("text"), session.inputs["autoencoder"]
         training = Training(
             batch=self.batch,
@@ -178,9 +184,9 @@ class Train(Stage):
             "task": "denoiser",
             "network": jsonable(self.network),
             "autoencoder": autoencoder.record["autoencoder"],
-            "statistics": latents.manifest["statistics"]["latents"],
-            "latent_shape": latents.manifest["statistics"]["shape"],
-            "resolution": latents.manifest["statistics"]["resolution"],
+            "statistics": said["latents"],
+            "latent_shape": said["shape"],
+            "resolution": said["resolution"],
             "classes": images.classes if images else [],
             "text": embedded,
             "caption": embedded.get("template") if embedded else None,
@@ -210,7 +216,8 @@ def _check_inputs(stage: Train, inputs: Inputs) -> None:
             f"{stage.latents} has images of several sizes, and an upscaler trains on one: "
             "give its ingest a `size` instead of `buckets`."
         )
-    if stage.flips and "flipped.moments.npy" not in latents.columns:
+    statistics_at(statistics, stage.resolution)
+    if stage.flips and column(stage.resolution, flipped=True) not in latents.columns:
         raise ValueError(
             f"{stage.latents} has no mirrored moments: set `flips: true` in its encode stage too."
         )

@@ -23,6 +23,8 @@ from pipelines.arrays import from_npy
 from pipelines.buckets import Size, listed
 from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
+from pipelines.encoding.columns import column, regrouped, statistics_at
+from pipelines.encoding.pictures import Sizing
 from pipelines.prompts import formatted
 from pipelines.sampling import Drawing, LatentModel, normalised
 from pipelines.stage import KEEP
@@ -70,12 +72,16 @@ class Samples:
     def __init__(self, stage: Train, rows: Rows, *, texts: Texts | None, labelled: bool, budget: int) -> None:
         self.rows, self.texts, self.labelled = rows, texts, labelled
         latents = rows.datasets["latents"]
-        said = latents.manifest["statistics"]
+        whole = latents.manifest["statistics"]
+        said = statistics_at(whole, stage.resolution)
         self.statistics = LatentStatistics.from_json(said["latents"])
         self.factor = said["resolution"] // said["shape"][-1]
         """Pixels a latent."""
         self.by_size = rows.by_size("latents", self._look)
         """Rows of each size, px, if there are several."""
+        if stage.resolution is not None:
+            sizing = Sizing(factor=self.factor, several=True, resolution=whole["resolution"])
+            self.by_size = regrouped(self.by_size, lambda size: sizing.shrunk(size, said["resolution"]))
 
         def decode(column: str) -> Decoded | Grouped:
             return decoded(
@@ -86,8 +92,8 @@ class Samples:
                 budget=budget,
             )
 
-        self.moments = decode("moments.npy")
-        self.flipped = decode("flipped.moments.npy") if stage.flips else None
+        self.moments = decode(column(stage.resolution))
+        self.flipped = decode(column(stage.resolution, flipped=True)) if stage.flips else None
         self.small: SmallImages | None = None
         if stage.low_resolution is not None and len(rows):
             self.small = SmallImages(stage.low_resolution, rows, factor=self.factor, budget=budget)
@@ -140,7 +146,7 @@ class DenoiserTask:
         self.stage, self.device = stage, device
         names = ("latents", "text", "images", "originals", KEEP)
         datasets: dict[str, Dataset] = {n: inputs[n] for n in names if inputs.get(n) is not None}
-        columns = {"latents": "moments.npy", "originals": "image", KEEP: KEEP}
+        columns = {"latents": column(stage.resolution), "originals": "image", KEEP: KEEP}
         required = {name: column for name, column in columns.items() if name in datasets}
         train = Rows(datasets, split="train", required=required)
         held_out = Rows(datasets, split="validation", required=required, optional=True)
@@ -162,7 +168,8 @@ class DenoiserTask:
             height = width = small.config.crop // small.latent
         self.shape = (channels // 2, height, width)
         """Of what a training step sees; with several sizes, of that which most samples have."""
-        said, factor = datasets["latents"].manifest["statistics"]["shape"], self.samples.factor
+        told, factor = datasets["latents"].manifest["statistics"], self.samples.factor
+        said = statistics_at(told, stage.resolution)["shape"]
         sides = [side // factor for size in self.samples.by_size for side in size]
         _check_patches(stage.network, sides, self.samples.factor)
         self.largest = max(sides, default=height)
