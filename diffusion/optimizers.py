@@ -16,12 +16,14 @@ SCALE = 0.2
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """Weights of the linear and convolution layers in its repeated blocks (`nn.ModuleList`).
+    """Weights of the linear and convolution layers in its repeated blocks: those of an `nn.ModuleList`, and
+    modules that say so themselves (`repeated = True`).
 
     Not those named `modulation`: adaLN maps a condition to scales, gates and shifts, and starts at zero.
     """
     found: dict[int, Tensor] = {}
-    for blocks in (m for m in module.modules() if isinstance(m, nn.ModuleList)):
+    repeated = (m for m in module.modules() if isinstance(m, nn.ModuleList) or getattr(m, "repeated", False))
+    for blocks in repeated:
         for name, layer in blocks.named_modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and "modulation" not in name.split("."):
                 found[id(layer.weight)] = layer.weight

@@ -18,6 +18,9 @@ class ResidualBlock(nn.Module):
     decoded in overlapping tiles is the image decoded whole.
     """
 
+    repeated = True
+    """Its matrices are Muon's (`diffusion.optimizers.hidden_matrices`)."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.config import DiTConfig, OptimizationConfig, UNetConfig
+from diffusion.config import DiTConfig, KLAutoencoderConfig, OptimizationConfig, UNetConfig
 from diffusion.optimizers import Muon, hidden_matrices, orthogonalised
 from diffusion.training import Progress, TrainingState, fit
 
@@ -144,6 +144,14 @@ def test_convolutions_inside_a_unet_are_matrices_too():
     assert all(p.ndim == 4 for p in hidden_matrices(network))
     assert not any(word in name for name in found for word in ("first", "last", "time", "modulation"))
     assert any("conv1" in name for name in found)
+
+
+def test_those_of_a_kl_autoencoder_are_its_residual_blocks():
+    network = KLAutoencoderConfig(channels=8).build()
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = {names[id(p)] for p in hidden_matrices(network)}
+    assert found == {name for name in names.values() if name.endswith(("conv1.weight", "conv2.weight"))}
+    assert len(found) == 12
 
 
 def test_a_network_without_blocks_has_nothing_for_muon():
