@@ -11,11 +11,23 @@ from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Nothing:
+    """What a text encoder makes of an empty caption."""
+
+    text: Float[Tensor, "n d"]
+    pooled: Float[Tensor, " e"]
+
+    def to(self, device: torch.device | str) -> Nothing:
+        return Nothing(text=self.text.to(device), pooled=self.pooled.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Conditioning:
     """The conditions of a batch. A kind that the model does not know is None, and all None is unconditional.
 
     A condition can also be absent from one sample (dropped in training, unknown in use): no token of its mask
-    is set and its pooled vector is zero, or its label is `classes`.
+    is set and its pooled vector is zero, or its label is `classes`. With `nothing`, an absent caption is the
+    encoder's own empty one instead.
     """
 
     text: Float[Tensor, "b n d"] | None = None
@@ -37,6 +49,9 @@ class Conditioning:
     et al., 2023, "SDXL", section 2.2). Six zeros where it is unknown."""
     route: Int[Tensor, "b k"] | None = None
     """Ids of the tokens that take a transformer's middle blocks, in training (`kept_tokens`); None: all."""
+
+    nothing: Nothing | None = None
+    """What stands in for a dropped caption; None: no token and a pooled vector of zeros."""
 
     def __post_init__(self) -> None:
         if (self.text is None) != (self.mask is None):
@@ -60,16 +75,19 @@ class Conditioning:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
         moved = {n: t.to(device, non_blocking=non_blocking) for n, t in self._tensors().items()}
-        return replace(self, **moved)
+        nothing = self.nothing.to(device) if self.nothing is not None else None
+        return replace(self, **moved, nothing=nothing)
 
     def drop(
         self, *, text: Bool[Tensor, " b"] | None = None, label: Bool[Tensor, " b"] | None = None
     ) -> Conditioning:
         """The caption dropped where `text` is True, the class where `label` is (Ho and Salimans, 2022)."""
         changes: dict[str, Tensor] = {}
-        if text is not None and self.mask is not None:
+        if text is not None and self.nothing is not None:
+            changes |= self._emptied(text, self.nothing)
+        elif text is not None and self.mask is not None:
             changes["mask"] = self.mask & ~text[:, None]
-        if text is not None and self.pooled is not None:
+        if text is not None and self.pooled is not None and "pooled" not in changes:
             changes["pooled"] = self.pooled.masked_fill(text[:, None], 0)
         if label is not None and self.label is not None:
             changes["label"] = self.label.masked_fill(label, self.classes)
@@ -96,6 +114,21 @@ class Conditioning:
             length = max(self.text.shape[1], other.text.shape[1])
             first, second = _lengthened(first, length), _lengthened(second, length)
         return replace(self, **{name: torch.cat([first[name], second[name]]) for name in first})
+
+    def _emptied(self, where: Bool[Tensor, " b"], nothing: Nothing) -> dict[str, Tensor]:
+        """Caption and pooled vector, the encoder's own empty ones where `where` is True."""
+        changes: dict[str, Tensor] = {}
+        if self.text is not None and self.mask is not None:
+            found = {"text": self.text, "mask": self.mask}
+            found = _lengthened(found, max(self.text.shape[1], len(nothing.text)))
+            length = found["text"].shape[1]
+            text = pad(nothing.text, (0, 0, 0, length - len(nothing.text))).to(self.text)
+            mask = torch.arange(length, device=where.device) < len(nothing.text)
+            changes["text"] = torch.where(where[:, None, None], text, found["text"])
+            changes["mask"] = torch.where(where[:, None], mask, found["mask"])
+        if self.pooled is not None:
+            changes["pooled"] = torch.where(where[:, None], nothing.pooled.to(self.pooled), self.pooled)
+        return changes
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {"text": self.text, "mask": self.mask, "pooled": self.pooled, "label": self.label}

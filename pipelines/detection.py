@@ -128,6 +128,8 @@ class Detector:
             [None] * len(images),
             classes=model.classes,
             text_width=model.text_width,
+            pooled_width=model.pooled_width,
+            nothing=model.nothing,
             length=1,
         ).to(model.device)
         shape = tuple(latents.shape[1:])

@@ -241,6 +241,8 @@ class Editor:
             [p.label for p in pictures],
             classes=model.classes,
             text_width=model.text_width,
+            pooled_width=model.pooled_width,
+            nothing=model.nothing,
             length=length,
         ).to(model.device)
         guided = (guidance or self.generator.guidance).build(model.denoiser)

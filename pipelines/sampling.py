@@ -49,6 +49,10 @@ class LatentModel:
     """Classes that the network knows; 0 without."""
     text_width: int | None
     """Channels of the token states that the network reads; None without."""
+    pooled_width: int | None = None
+    """Of the pooled vector; as the states have if None."""
+    nothing: TextEmbedding | None = None
+    """The empty caption, for a network that was trained to see it where there is none."""
     device: torch.device
     tile: int = CONVOLVED
     """Side of the largest latents that the network takes at once; larger ones are drawn in tiles."""
@@ -125,6 +129,8 @@ def _draw(
         [d.label for d in drawings],
         classes=model.classes,
         text_width=model.text_width,
+        pooled_width=model.pooled_width,
+        nothing=model.nothing,
         length=length,
     ).to(model.device)
     shape, low, stream = model.shape, None, "generate"
@@ -174,25 +180,30 @@ def conditioning(
     *,
     classes: int,
     text_width: int | None,
+    pooled_width: int | None = None,
+    nothing: TextEmbedding | None = None,
     length: int,
 ) -> Conditioning:
-    """The conditions of a batch on the CPU, captions padded to `length` tokens; None is an absent one.
+    """The conditions of a batch on the CPU, captions padded to `length` tokens; None is an absent one, which
+    `nothing` stands in for if it is given.
 
     Kinds that the model does not know (`classes` 0, `text_width` None) are left out.
     """
     import torch
 
-    from diffusion.conditioning import Conditioning
+    from diffusion.conditioning import Conditioning, Nothing
 
     label = None
     if classes:
         label = torch.tensor([classes if n is None else n for n in labels], dtype=torch.long)
     if text_width is None:
         return Conditioning(label=label, classes=classes)
+    length = max(length, len(nothing.states)) if nothing is not None else length
     states = np.zeros((len(texts), length, text_width), np.float32)
     mask = np.zeros((len(texts), length), bool)
-    pooled = np.zeros((len(texts), text_width), np.float32)
-    for row, text in enumerate(texts):
+    pooled = np.zeros((len(texts), pooled_width or text_width), np.float32)
+    for row, given in enumerate(texts):
+        text = nothing if given is None else given
         if text is not None:
             states[row, : len(text.states)] = text.states
             mask[row, : len(text.states)] = True
@@ -203,6 +214,11 @@ def conditioning(
         pooled=torch.from_numpy(pooled),
         label=label,
         classes=classes,
+        nothing=None
+        if nothing is None
+        else Nothing(
+            text=torch.from_numpy(nothing.states).float(), pooled=torch.from_numpy(nothing.pooled).float()
+        ),
     )
 
 

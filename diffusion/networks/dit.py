@@ -69,7 +69,8 @@ class DiT(nn.Module):
         channels: of the latents, in and out.
         size: side of the (square) latents that it is trained on, a multiple of `patch`.
         classes: number of classes; id `classes` means none. 0 for a network without.
-        text_width: channels of the text tokens and of the pooled vector; None for a network without.
+        text_width: channels of the text tokens; None for a network without.
+        pooled_width: channels of the pooled vector; as the tokens have if None.
         cross_every: one block in so many has cross-attention, counted from the first.
         low_channels: of the small image's latents, seen beside its own (`Conditioning.low`); 0 without.
         norm: layer norm or RMSNorm, everywhere; see `layers`.
@@ -94,6 +95,7 @@ class DiT(nn.Module):
         low_channels: int = 0,
         norm: NormKind = "layer",
         size_conditioning: bool = False,
+        pooled_width: int | None = None,
     ) -> None:
         super().__init__()
         if size % patch:
@@ -115,7 +117,7 @@ class DiT(nn.Module):
         self.embed = nn.Linear(patch * patch * (channels + low_channels), width)
         self.time = TimeEmbedding(width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
-        self.pooled = nn.Linear(text_width, width, bias=False) if text_width else None
+        self.pooled = nn.Linear(pooled_width or text_width, width, bias=False) if text_width else None
         self.text = nn.Linear(text_width, width) if text_width else None
         self.text_norm = NORMS[norm](text_width) if text_width else None
         self.null = nn.Parameter(0.02 * torch.randn(width)) if text_width else None

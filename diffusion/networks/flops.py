@@ -20,6 +20,7 @@ def flops(
     size: int,
     text_tokens: int = 0,
     text_width: int | None = None,
+    pooled_width: int | None = None,
     low_channels: int = 0,
     classes: int = 0,
     kept: float = 1.0,
@@ -31,13 +32,20 @@ def flops(
         channels, size: of the latents, [channels, size, size].
         text_tokens: in the caption, padding included; the null token comes on top. With 0 the caption is a
             pooled vector alone.
-        text_width, low_channels, classes: as the network is built with. A class is looked up, at no cost.
+        text_width, pooled_width, low_channels, classes: as the network is built with. A class is looked up,
+            at no cost.
         kept: share of the tokens that take a transformer's routed blocks, as for `kept_tokens`.
     """
     del classes
     if isinstance(config, DiTConfig):
-        return _transformer(config, channels, size, text_tokens, text_width, low_channels, kept)
-    return _convolutional(config, channels, size, text_tokens, text_width, low_channels)
+        total = _transformer(config, channels, size, text_tokens, text_width, low_channels, kept)
+        condition = config.width
+    else:
+        total = _convolutional(config, channels, size, text_tokens, text_width, low_channels)
+        condition = 4 * config.channels * config.multipliers[0]
+    if text_width and pooled_width:
+        total += _matrix(1, pooled_width, condition) - _matrix(1, text_width, condition)
+    return total
 
 
 def _transformer(

@@ -97,7 +97,8 @@ class UNet(nn.Module):
     Args:
         channels: of the latents, in and out.
         classes: number of classes; id `classes` means none. 0 for a network without.
-        text_width: channels of the pooled text, and of the text tokens that attention sees; None: without.
+        text_width: channels of the text tokens that attention sees; None: without text.
+        pooled_width: channels of the pooled text; as the tokens have if None.
         low_channels: of the small image's latents (`Conditioning.low`); 0 for a network without.
         widths: channels of each level, fine to coarse.
         blocks: residual blocks a level, down and again up.
@@ -119,6 +120,7 @@ class UNet(nn.Module):
         stem: int,
         attention: tuple[int, ...] = (),
         size_conditioning: bool = False,
+        pooled_width: int | None = None,
     ) -> None:
         super().__init__()
         if not set(attention) <= set(range(len(widths))):
@@ -132,7 +134,7 @@ class UNet(nn.Module):
         self.time = TimeEmbedding(condition)
         self.level = TimeEmbedding(condition) if low_channels else None
         self.label = nn.Embedding(classes + 1, condition) if classes else None
-        self.pooled = nn.Linear(text_width, condition, bias=False) if text_width else None
+        self.pooled = nn.Linear(pooled_width or text_width, condition, bias=False) if text_width else None
 
         self.first = nn.Conv2d((channels + low_channels) * stem**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList()

@@ -195,6 +195,7 @@ class _Opened:
                 size=size,
                 classes=self.model.classes,
                 text_width=self.model.text_width,
+                pooled_width=self.model.pooled_width,
             )
         fresh = Denoiser(network.to(self.model.device).eval())
         model = dataclasses.replace(self.model, denoiser=fresh)
@@ -353,6 +354,8 @@ class _HeldOut:
             [self._label(place) for place in places],
             classes=self.model.classes,
             text_width=self.model.text_width,
+            pooled_width=self.model.pooled_width,
+            nothing=self.model.nothing,
             length=-(-longest // 8) * 8,
         )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusion.conditioning import Conditioning
+from diffusion.conditioning import Conditioning, Nothing
 
 
 def captions(batch: int, length: int) -> Conditioning:
@@ -95,3 +95,21 @@ def test_mistakes_are_named():
         Conditioning(text=torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="cannot join"):
         captions(2, 3).cat(Conditioning(label=torch.tensor([0]), classes=10))
+
+
+def test_an_encoders_own_empty_caption_stands_in_for_a_dropped_one():
+    nothing = Nothing(text=torch.randn(5, 5), pooled=torch.randn(6))
+    before = replace(captions(3, 4), nothing=nothing)
+    after = before.drop(text=torch.tensor([False, True, False]))
+    assert after.text is not None
+    assert after.mask is not None
+    assert after.pooled is not None
+    assert before.text is not None
+    assert after.mask.sum(1).tolist() == [1, 5, 3]
+    assert torch.equal(after.text[1], nothing.text)
+    assert torch.equal(after.text[0, :4], before.text[0])
+    assert torch.equal(after.pooled[1], nothing.pooled)
+    both = before.cat(before.null()).to("cpu")
+    assert both.mask is not None
+    assert both.mask.sum(1).tolist() == [1, 2, 3, 5, 5, 5]
+    assert both[slice(0, 2)].nothing is not None

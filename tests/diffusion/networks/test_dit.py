@@ -9,7 +9,7 @@ import torch
 from jaxtyping import config
 
 from diffusion.conditioning import Conditioning
-from diffusion.config import DiTConfig
+from diffusion.config import DiTConfig, UNetConfig
 from diffusion.networks.dit import DiT
 from diffusion.networks.positions import rotary_table
 from diffusion.networks.routing import kept_tokens
@@ -304,3 +304,18 @@ def test_a_block_compiles() -> None:
     given = torch.randn(2, 5, 32), torch.randn(2, 32), None, None, torch.randn(2, 5, 8)
     compiled = torch.compile(block, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*given), block(*given))
+
+
+@pytest.mark.parametrize(
+    "config", [DiTConfig(width=32, depth=2, heads=2), UNetConfig(channels=8, attention=(1,))]
+)
+def test_a_pooled_vector_of_another_width_changes_that_layer_alone(config: DiTConfig | UNetConfig):
+    torch.manual_seed(0)
+    same = config.build(channels=4, size=8, text_width=6)
+    torch.manual_seed(0)
+    said = config.build(channels=4, size=8, text_width=6, pooled_width=6)
+    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), said.parameters(), strict=True))
+    other = config.build(channels=4, size=8, text_width=6, pooled_width=10)
+    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    differs = [name for name, tensor in same.state_dict().items() if tensor.shape != shapes[name]]
+    assert differs == ["pooled.weight"]

@@ -21,6 +21,7 @@ def counted(
     size: int,
     text_tokens: int = 0,
     text_width: int | None = None,
+    pooled_width: int | None = None,
     classes: int = 0,
     low_channels: int = 0,
     kept: float = 1.0,
@@ -29,10 +30,15 @@ def counted(
     given: dict[str, Any] = {}
     with torch.device("meta"):
         network = config.build(
-            channels=4, size=size, classes=classes, text_width=text_width, low_channels=low_channels
+            channels=4,
+            size=size,
+            classes=classes,
+            text_width=text_width,
+            pooled_width=pooled_width,
+            low_channels=low_channels,
         )
         if text_width:
-            given["pooled"] = torch.zeros(1, text_width)
+            given["pooled"] = torch.zeros(1, pooled_width or text_width)
         if text_width and text_tokens:
             given["text"] = torch.zeros(1, text_tokens, text_width)
             given["mask"] = torch.ones(1, text_tokens, dtype=torch.bool)
@@ -61,6 +67,8 @@ SMALL = DiTConfig(width=48, depth=5, heads=3, patch=2)
         (SMALL, {"size": 12, "classes": 3}),
         (SMALL, {"size": 8, "text_width": 20, "text_tokens": 7}),
         (SMALL, {"size": 8, "text_width": 20}),
+        (SMALL, {"size": 8, "text_width": 20, "pooled_width": 12, "text_tokens": 7}),
+        (UNetConfig(channels=24, multipliers=(1, 2)), {"size": 16, "text_width": 8, "pooled_width": 5}),
         (SMALL, {"size": 8, "low_channels": 3}),
         (SMALL, {"size": 8, "kept": 0.4}),
         (SMALL, {"size": 8, "kept": 0.5, "text_width": 20, "text_tokens": 7, "low_channels": 4}),
