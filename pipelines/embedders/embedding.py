@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 """Tokens that texts are padded to: the first that is enough."""
+CHUNK = 1024
+"""Texts that are tokenised at once, in a thread, while the network is busy with those before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,9 @@ class TextEmbedding:
     states: np.ndarray
     """[tokens, width]: the encoder's last states, special tokens among them."""
     pooled: np.ndarray
-    """[width of the pooled vector], of length 1."""
+    """[width of the pooled vector], of length 1 unless it is a model's own."""
+    retried: bool = False
+    """Whether it was made in fp32 because the chosen precision gave infinities."""
 
 
 class TextEmbedder(Protocol):
@@ -76,34 +80,130 @@ def by_length(lengths: Sequence[int], longest: int) -> dict[int, list[int]]:
     return groups
 
 
-def encode_padded(
-    tokens: Sequence[Sequence[int]],
-    forward: Callable[[Any, Any], tuple[Any, Any]],
+Forward = Callable[[Any, Any], tuple[Any, Any]]
+"""int64 ids and bool mask [rows, length] on the device -> token states [rows, length, width], pooled vectors
+[rows, width]."""
+
+
+def encode_texts(
+    texts: Sequence[Any],
+    tokenize: Callable[[list[Any]], Sequence[Sequence[int]]],
+    forward: Forward,
     *,
     longest: int,
     micro_batch: int,
     pad: int = 0,
+    retry: Forward | None = None,
 ) -> list[TextEmbedding]:
-    """Embeds tokenized texts; `forward(ids, mask)` takes int64 and bool [rows, length] tensors on the
-    device and gives token states [rows, length, width] and pooled vectors [rows, width]."""
+    """Embeds texts, each in a call of `micro_batch` rows that are padded to the same length.
+
+    Args:
+        longest: tokens, at most, that `tokenize` makes of a text; it makes one at least.
+        retry: the same in fp32, for the texts of which `forward` gives a number that fp16 does not hold.
+    """
+    from pipelines.training.prefetch import prefetched
+
+    found: dict[int, TextEmbedding] = {}
+    waiting: dict[int, list[tuple[int, Sequence[int]]]] = {}
+    call = _Calls(forward, retry, micro_batch, pad)
+    starts = range(0, len(texts), CHUNK)
+    chunks = [list(texts[start : start + CHUNK]) for start in starts]
+    made = map(tokenize, chunks) if len(chunks) < 2 else prefetched(chunks, tokenize, ahead=1)
+    for start, tokens in zip(starts, made, strict=True):
+        for length, positions in by_length([len(t) for t in tokens], longest).items():
+            rows = waiting.setdefault(length, [])
+            rows += [(start + n, tokens[n]) for n in positions]
+            whole = len(rows) - len(rows) % micro_batch
+            for first in range(0, whole, micro_batch):
+                found |= call(rows[first : first + micro_batch], length)
+            del rows[:whole]
+    for length, rows in waiting.items():
+        if rows:
+            found |= call(rows, length)
+    found |= call.last()
+    return [found[position] for position in range(len(texts))]
+
+
+def encode_padded(
+    tokens: Sequence[Sequence[int]], forward: Forward, *, longest: int, micro_batch: int, pad: int = 0
+) -> list[TextEmbedding]:
+    """`encode_texts` of texts that are tokenised already."""
+    return encode_texts(tokens, list, forward, longest=longest, micro_batch=micro_batch, pad=pad)
+
+
+class _Calls:
+    """Forward calls of which the results are taken one call later, so that a GPU need not wait for them."""
+
+    def __init__(self, forward: Forward, retry: Forward | None, micro_batch: int, pad: int) -> None:
+        self._forward, self._retry = forward, retry
+        self._micro_batch, self._pad = micro_batch, pad
+        self._device = device_at_hand()
+        self._pending: Callable[[], dict[int, TextEmbedding]] = dict
+
+    def __call__(self, rows: Sequence[tuple[int, Sequence[int]]], length: int) -> dict[int, TextEmbedding]:
+        """Starts on the rows (position and tokens); gives what became of those before."""
+        import numpy as np
+        import torch
+
+        filled = [*rows, *([rows[-1]] * (self._micro_batch - len(rows)))]
+        lengths = np.array([len(tokens) for _, tokens in filled])
+        mask = np.arange(length) < lengths[:, None]
+        ids = np.full(mask.shape, self._pad, np.int64)
+        ids[mask] = np.concatenate([np.asarray(tokens, np.int64) for _, tokens in filled])
+        given = torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
+        got = _narrow(*self._forward(*given), given[1])
+        fetch = [fetched(tensor) for tensor in got]
+        before, self._pending = self._pending, lambda: self._taken(rows, given, fetch)
+        return before()
+
+    def last(self) -> dict[int, TextEmbedding]:
+        return self._pending()
+
+    def _taken(
+        self, rows: Sequence[tuple[int, Sequence[int]]], given: tuple[Any, Any], fetch: Sequence[Any]
+    ) -> dict[int, TextEmbedding]:
+        states, pooled, whole = (get() for get in fetch)
+        retried = set[int]()
+        if self._retry is not None and not whole[: len(rows)].all():
+            again, vectors, _ = (t.cpu().numpy() for t in _narrow(*self._retry(*given), given[1]))
+            states, pooled = states.copy(), pooled.copy()
+            # Only these, so that what else is in the call changes nothing.
+            for row in range(len(rows)):
+                if not whole[row]:
+                    states[row], pooled[row] = again[row], vectors[row]
+                    retried.add(row)
+        return {
+            position: TextEmbedding(states[row, : len(tokens)].copy(), pooled[row].copy(), row in retried)
+            for row, (position, tokens) in enumerate(rows)
+        }
+
+
+def _narrow(states: Any, pooled: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """As fp16, and which rows are finite in it."""
     import torch
 
-    device = device_at_hand()
-    found: dict[int, TextEmbedding] = {}
-    for length, positions in by_length([len(t) for t in tokens], longest).items():
-        for rows, count in batches(positions, micro_batch):
-            ids = torch.full((micro_batch, length), pad, dtype=torch.long)
-            mask = torch.zeros(micro_batch, length, dtype=torch.bool)
-            for row, position in enumerate(rows):
-                text = torch.tensor(tokens[position], dtype=torch.long)
-                ids[row, : len(text)], mask[row, : len(text)] = text, True
-            states, pooled = forward(ids.to(device), mask.to(device))
-            states, pooled = states.half().cpu().numpy(), pooled.half().cpu().numpy()
-            for row, position in enumerate(rows[:count]):
-                found[position] = TextEmbedding(
-                    states[row, : len(tokens[position])].copy(), pooled[row].copy()
-                )
-    return [found[position] for position in range(len(tokens))]
+    states, pooled = states.half(), pooled.half()
+    finite = (torch.isfinite(states).all(-1) | ~mask).all(-1) & torch.isfinite(pooled).all(-1)
+    return states, pooled, finite
+
+
+def fetched(tensor: Any) -> Callable[[], np.ndarray]:
+    """Starts a copy to the CPU's memory; the call waits for this tensor, and not for what came after it."""
+    import torch
+
+    if tensor.device.type != "cuda":
+        array = tensor.cpu().numpy()
+        return lambda: array
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def get() -> np.ndarray:
+        done.synchronize()
+        return host.numpy()
+
+    return get
 
 
 def mean_pool(states: Any, mask: Any) -> Any:

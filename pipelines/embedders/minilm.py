@@ -13,7 +13,7 @@ from pipelines import weights
 from pipelines.embedders.embedding import (
     TextEmbedding,
     device_at_hand,
-    encode_padded,
+    encode_texts,
     mean_pool,
     settings_digest,
 )
@@ -52,7 +52,7 @@ class MiniLMEmbedder:
         from tokenizers import Tokenizer
 
         self.identity = config.identity()
-        self._longest, self._micro_batch = config.max_tokens, micro_batch
+        self.longest, self._micro_batch = config.max_tokens, micro_batch
         self._tokenizer = Tokenizer.from_file(str(weights.packaged("minilm") / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_tokens)
@@ -60,8 +60,12 @@ class MiniLMEmbedder:
         self._state = {name: tensor.to(device) for name, tensor in weights.load("minilm").items()}
 
     def encode(self, texts: Sequence[str]) -> list[TextEmbedding]:
-        tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        return encode_padded(tokens, self._forward, longest=self._longest, micro_batch=self._micro_batch)
+        return encode_texts(
+            texts, self._tokenize, self._forward, longest=self.longest, micro_batch=self._micro_batch
+        )
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
 
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         import torch
