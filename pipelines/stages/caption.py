@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from pipelines.captioners import Caption as Text
-from pipelines.captioners import CaptionerConfig, Endpoint, Subject, Template
+from pipelines.captioners import CaptionerConfig, CoCa, Endpoint, Subject, Template
 from pipelines.captioners.asking import Told, ask
 from pipelines.captioners.usage import sentence, usage
 from pipelines.shards import canonical
@@ -46,6 +47,8 @@ class Caption(ShardStage):
     """Other caption stages on the same images, whose captions come before those that are made here."""
     keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
     """A filter or deduplicate stage: only images that it keeps are captioned."""
+    model: Annotated[str | None, Input("snapshot")] = added(None)
+    """A CoCa that train_captioner made: what captioners of kind `coca` without a `path` speak by."""
     captioners: tuple[CaptionerConfig, ...] = (Template(),)
     """Each adds its captions; the first one's come first. One with `only_missing` is asked for what the ones
     before it, and `captions`, gave nothing."""
@@ -58,6 +61,16 @@ class Caption(ShardStage):
         if self.captioners and self.captioners[0].only_missing and not self.captions:
             raise ValueError(
                 "caption's first captioner is `only_missing`, and nothing comes before it: leave that out."
+            )
+        without = any(isinstance(c, CoCa) and not c.path for c in self.captioners)
+        if without and self.model is None:
+            raise ValueError(
+                "caption has a captioner of kind coca without weights: give it a `path` to a folder of open_clip's, "
+                "or the stage a `model` that train_captioner makes."
+            )
+        if self.model is not None and not without:
+            raise ValueError(
+                "caption has a `model` that no captioner reads: add {kind: coca}, without a path, or leave it out."
             )
 
     @property
@@ -99,7 +112,7 @@ class Caption(ShardStage):
         for captioner in self.captioners:
             if isinstance(captioner, Template):
                 _check_fields(images, captioner)
-        captioners = [(config, config.build()) for config in self.captioners]
+        captioners = [(config, _weighed(config, inputs.get("model")).build()) for config in self.captioners]
         everyone = any(not config.only_missing for config in self.captioners)
         # Several rounds of an endpoint's requests: the last of a chunk leave places empty.
         size = max([_CHUNK, *(4 * c.concurrency for c in self.captioners if isinstance(c, Endpoint))])
@@ -132,6 +145,18 @@ class Caption(ShardStage):
         metas = (meta for shard in dataset.shards for meta in dataset.index(shard.name).meta)
         statistics["endpoints"] = usage(self.captioners, metas)
         return {"statistics": statistics, "notes": [sentence(one) for one in statistics["endpoints"]]}
+
+
+def _weighed(config: CaptionerConfig, model: Any) -> CaptionerConfig:
+    """A CoCa without weights of its own, with the snapshot's."""
+    if not isinstance(config, CoCa) or config.path:
+        return config
+    if model.record.get("task") != "captioner":
+        raise ValueError(
+            f"{model.storage.url} is a snapshot of a {model.record.get('task')}, which does not write: "
+            "give `model` one of train_captioner."
+        )
+    return dataclasses.replace(config, path=str(model.local()))
 
 
 def _known(datasets: Sequence[Any], shard: str, keys: Sequence[str]) -> dict[str, list[Text]]:
