@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.storage import Storage
+from pipelines.encoding.columns import column, stored_resolution
 from pipelines.scoring.features import Cache, Extractor, FeaturesConfig
 
 if TYPE_CHECKING:
@@ -334,6 +335,8 @@ class _HeldOut:
         self.model, self.seed = opened.model, opened.config.seed
         self.datasets = {name: opened.dataset(name) for name in CONDITIONED if name in opened.config.datasets}
         self.rows = held_out(self.datasets)
+        said = self.datasets["latents"].manifest.get("statistics", {})
+        self.column = column(stored_resolution(said, opened.snapshot.record.get("resolution")))
         self.number = {place: (rows, n) for rows in self.rows for n, place in enumerate(rows.entries)}
         self.texts = Texts(self.datasets["text"]) if self.model.text_width is not None else None
 
@@ -342,7 +345,7 @@ class _HeldOut:
         from pipelines.arrays import from_npy
 
         rows, n = self.number[place]
-        return from_npy(rows.read(n, "latents", "moments.npy"))
+        return from_npy(rows.read(n, "latents", self.column))
 
     def conditioning(self, places: Sequence[Place]) -> Conditioning:
         """Padded to the longest caption of all, so that company changes nothing."""
