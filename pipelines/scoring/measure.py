@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.storage import Storage
-from pipelines.encoding.columns import column, stored_resolution
+from pipelines.encoding import columns
 from pipelines.scoring.features import Cache, Extractor, FeaturesConfig
 
 if TYPE_CHECKING:
@@ -336,7 +336,8 @@ class _HeldOut:
         self.datasets = {name: opened.dataset(name) for name in CONDITIONED if name in opened.config.datasets}
         self.rows = held_out(self.datasets)
         said = self.datasets["latents"].manifest.get("statistics", {})
-        self.column = column(stored_resolution(said, opened.snapshot.record.get("resolution")))
+        stored = columns.stored_resolution(said, opened.snapshot.record.get("resolution"))
+        self.column = columns.column(stored)
         self.number = {place: (rows, n) for rows in self.rows for n, place in enumerate(rows.entries)}
         self.texts = Texts(self.datasets["text"]) if self.model.text_width is not None else None
 
