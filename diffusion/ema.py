@@ -3,7 +3,7 @@ stored on the way, the average of any width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,20 +41,30 @@ class EMA:
         module: whose floating-point parameters are averaged; its buffers are not.
         widths: standard deviation of each average's window relative to the training's length so far. The
             first is the one to use; stored now and then, two give those of all others (`reconstruction`).
+        spared: which parameters, by name, are not averaged; `copy_to` leaves them as they are.
     """
 
-    def __init__(self, module: nn.Module, *, widths: Sequence[float] = (0.05, 0.10)) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        widths: Sequence[float] = (0.05, 0.10),
+        spared: Callable[[str], bool] | None = None,
+    ) -> None:
         self.widths = tuple(widths)
         self.exponents = [exponent(width) for width in self.widths]
+        named = {n: p for n, p in module.named_parameters() if spared is None or not spared(n)}
         self.averages = {
-            width: {name: p.detach().float().clone() for name, p in module.named_parameters()}
-            for width in self.widths
+            width: {name: p.detach().float().clone() for name, p in named.items()} for width in self.widths
         }
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, images_seen: int, batch: int) -> None:
         """After the step of `batch` images that brought the training to `images_seen`."""
-        parameters = [sharding.local(p.detach()).float() for p in module.parameters()]
+        averaged = self.averages[self.widths[0]]
+        parameters = [
+            sharding.local(p.detach()).float() for name, p in module.named_parameters() if name in averaged
+        ]
         for gamma, named in zip(self.exponents, self.averages.values(), strict=True):
             # Equation 2, with an image as the unit of time.
             beta = (1 - batch / images_seen) ** (gamma + 1)
@@ -64,8 +74,9 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """The averages of the first width become the parameters of `module`, in its own dtype."""
-        for name, parameter in module.named_parameters():
-            sharding.copy(parameter, self.averages[self.widths[0]][name])
+        parameters = dict(module.named_parameters())
+        for name, average in self.averages[self.widths[0]].items():
+            sharding.copy(parameters[name], average)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages themselves: those of the first width by parameter name, others as "width/name"."""

@@ -24,6 +24,25 @@ from diffusion.optimizers import Muon
 Share = TypeVar("Share")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A part of the module that the rest learns against, and that nobody uses afterwards: a discriminator.
+
+    Its gradient has a norm and a limit of its own, and its weights are not averaged.
+    """
+
+    name: str
+    """Of the submodule."""
+    start: int = 0
+    """Images seen from which on it learns; until then its gradients are dropped, and it stays as it was."""
+    rate: float = 1.0
+    """Its learning rate over that of the rest."""
+
+    def owns(self, parameter: str) -> bool:
+        """Whether a parameter of this name in the module is the rival's."""
+        return parameter.startswith(f"{self.name}.")
+
+
 @dataclass(kw_only=True, eq=False)
 class TrainingState:
     """Everything that a training needs to go on, beside its data.
@@ -40,17 +59,34 @@ class TrainingState:
     """Steps so far whose gradient was not finite and which changed nothing; on the module's device."""
     images_seen: int = 0
     """Over all ranks."""
+    rival: Rival | None = None
 
     @classmethod
-    def start(cls, module: nn.Module, optimization: OptimizationConfig) -> TrainingState:
+    def start(
+        cls, module: nn.Module, optimization: OptimizationConfig, *, rival: Rival | None = None
+    ) -> TrainingState:
         """A training that has seen nothing, of a module that is on its device, and sharded if it is to be."""
         device = next(module.parameters()).device
-        return cls(
+        state = cls(
             module=module,
             optimizers=optimization.build(module),
-            ema=EMA(module, widths=(optimization.ema, *optimization.ema_others)),
+            ema=EMA(
+                module,
+                widths=(optimization.ema, *optimization.ema_others),
+                spared=rival.owns if rival is not None else None,
+            ),
             skipped=torch.zeros((), dtype=torch.int64, device=device),
+            rival=rival,
         )
+        if rival is not None:
+            _set_apart(state.optimizers, state.parties()[1], rate=rival.rate)
+        return state
+
+    def parties(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Trained parameters: the module's own, and the rival's."""
+        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        owned = {name for name, _ in trained if self.rival is not None and self.rival.owns(name)}
+        return [p for name, p in trained if name not in owned], [p for name, p in trained if name in owned]
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as one flat dictionary of tensors: the live ones, so copy them before the next step.
@@ -97,7 +133,7 @@ class Progress:
     loss: Float[Tensor, ""]
     """Mean over this rank's share, before the step."""
     grad_norm: Float[Tensor, ""]
-    """Of the global batch, before clipping."""
+    """Of the global batch, before clipping; without the rival's."""
     lr: float
     skipped: Int[Tensor, ""]
     """Steps so far that changed nothing because the gradient was not finite."""
@@ -146,7 +182,7 @@ def fit(
     # On all ranks alike, and not on the one whose share is the smallest while the others wait for it.
     if batch < ranks * accumulate:
         raise ValueError(f"a batch of {batch} cannot be cut into {accumulate} for each of {ranks} ranks.")
-    parameters = [p for p in state.module.parameters() if p.requires_grad]
+    parameters, opposed = state.parties()
     device = parameters[0].device.type
     limit = float("inf") if optimization.clip is None else optimization.clip
     steps = -(-max(0, target_images - state.images_seen) // batch)
@@ -157,7 +193,7 @@ def fit(
         for optimizer in state.optimizers:
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = matrix_lr if isinstance(optimizer, Muon) else lr
+                group["lr"] = (matrix_lr if isinstance(optimizer, Muon) else lr) * group.get("rate", 1.0)
 
         losses: list[Tensor] = []
         for part in micro_batches(share, accumulate):
@@ -172,6 +208,11 @@ def fit(
         # After the reduction all ranks have one norm, so all skip or none does. The optimizers read the flag
         # on the device, and leave parameters, moments and their own count of steps as they are.
         finite = grad_norm.isfinite()
+        if state.rival is not None and state.images_seen < state.rival.start:
+            for parameter in opposed:
+                parameter.grad = None
+        elif opposed:
+            finite = finite & sharding.whole(clip_grad_norm_(opposed, limit)).isfinite()
         for optimizer in state.optimizers:
             optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
@@ -189,6 +230,19 @@ def fit(
         )
     if state.images_seen < target_images:
         raise ValueError(f"the batches ended at {state.images_seen:,} of {target_images:,} images.")
+
+
+def _set_apart(
+    optimizers: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], *, rate: float
+) -> None:
+    """These parameters as groups of their own, whose learning rate is `rate` times the others'."""
+    chosen = {id(p) for p in parameters}
+    for optimizer in optimizers:
+        for group in list(optimizer.param_groups):
+            theirs = [p for p in group["params"] if id(p) in chosen]
+            if theirs:
+                group["params"] = [p for p in group["params"] if id(p) not in chosen]
+                optimizer.param_groups.append({**group, "params": theirs, "rate": rate})
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

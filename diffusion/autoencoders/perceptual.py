@@ -1,4 +1,4 @@
-"""How different two images look, by the first blocks of a VGG16.
+"""How different two images look, by the first blocks of a VGG16, or by the features of any network.
 
 Zhang et al., 2018, "The unreasonable effectiveness of deep features as a perceptual metric", equation 1 with
 w = 1: without the linear heads that LPIPS has learned, so it is a training loss and not that metric. The
@@ -7,7 +7,7 @@ weights at hand are a VGG16 fine-tuned to find edges (HED; Xie and Tu, 2015).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,26 @@ class PerceptualLoss(nn.Module):
         Squared distance of the channel vectors, scaled to length 1, averaged over space. No gradient is kept
         for `reference`.
         """
+        with torch.no_grad():
+            truth = self.features(reference)
+        distances = [_distance(x, y) for x, y in zip(self.features(images), truth, strict=True)]
+        return torch.stack(distances).mean(0)
+
+
+class FeatureDistance(nn.Module):
+    """The same by any network: squared distance of channel vectors of length 1, averaged over space and
+    layers."""
+
+    def __init__(self, features: Callable[[Float[Tensor, "b 3 h w"]], Sequence[Float[Tensor, "b _ _ _"]]]):
+        """`features`: of images in [-1, 1], one map a layer; a frozen module, or a function."""
+        super().__init__()
+        self.features = features
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, " b"]:
+        """Distance of each image from its reference, both in [-1, 1]; 0 to 4. No gradient is kept for
+        `reference`."""
         with torch.no_grad():
             truth = self.features(reference)
         distances = [_distance(x, y) for x, y in zip(self.features(images), truth, strict=True)]

@@ -32,6 +32,9 @@ _STAGES = (
     (1, 320, 3, 1, 6),
 )
 
+_MAPS = (0, 2, 4, 10)
+"""Blocks whose outputs are the deepest of their size, but for the smallest."""
+
 
 def resize(images: Float[Tensor, "b c h w"], size: int = SIZE) -> Float[Tensor, "b c {size} {size}"]:
     """Images in [0, 1] to `size` pixels square: bicubic, antialiased when shrinking, clipped to [0, 1]."""
@@ -80,6 +83,16 @@ class EfficientNetLite0(nn.Module):
         for block in self.blocks:
             x = block(x)
         return _relu6(self.head(x)).mean((2, 3))
+
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Feature maps of images in [0, 1] of any size, at 1/2, 1/4, 1/8 and 1/16 of their side."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = _relu6(self.stem((x - self.mean) / self.std))
+        found = []
+        for block in self.blocks[: max(_MAPS) + 1]:
+            x = block(x)
+            found.append(x)
+        return [found[n] for n in _MAPS]
 
     def logits(self, images: Float[Tensor, "b 3 224 224"]) -> Float[Tensor, "b 1000"]:
         """Scores of the ImageNet-1k classes, in the order of their WordNet ids, before softmax."""

@@ -34,6 +34,22 @@ class LPIPSHED(nn.Module):
         return distance(self.trunk.features(images), self.trunk.features(reference), self.heads)
 
 
+class LPIPSLoss(LPIPSHED):
+    """The same to train with: gradients reach the images, also those of black ones."""
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, " b"]:
+        with torch.no_grad():
+            truth = self.trunk.features(reference)
+        total = images.new_zeros(len(images))
+        for x, y, head in zip(self.trunk.features(images), truth, self.heads, strict=True):
+            total = total + torch.einsum("bchw,c->bhw", (_smooth(x) - _smooth(y)).square(), head.to(x)).mean(
+                (1, 2)
+            )
+        return total
+
+
 def distance(
     features: Sequence[Tensor], reference: Sequence[Tensor], heads: Sequence[Tensor]
 ) -> Float[Tensor, " b"]:
@@ -47,3 +63,8 @@ def distance(
 
 def _unit(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+
+def _smooth(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    # The root's derivative at 0 is infinite; that of its reciprocal beside a small number is not.
+    return x * (x.square().sum(1, keepdim=True) + 1e-20).rsqrt()

@@ -12,18 +12,22 @@ from diffusion.config import (
     KLAutoencoderConfig,
     OptimizationConfig,
 )
+from diffusion.config.adversarial import DiscriminatorConfig
 from pipelines import buckets
 from pipelines.stage import KEEP, Input, Kind, Session, Stage, added, execution, jsonable
+from pipelines.training.perceptual import HedPerceptual, PerceptualConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.models import SnapshotFolder
     from pipelines.training.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAutoencoder(Stage):
-    """Trains an autoencoder on the train split; its averaged weights are the snapshot."""
+    """Trains an autoencoder on the train split, anew or from another's weights; its averaged weights are the
+    snapshot."""
 
     version: ClassVar[int] = 1
     output: ClassVar[Kind] = "snapshot"
@@ -32,22 +36,38 @@ class TrainAutoencoder(Stage):
     images: Annotated[str, Input("dataset", ("image",))]
     keep: Annotated[str | None, Input("dataset", (KEEP,))] = added(None)
     """A filter or deduplicate stage: only images that it keeps are trained on, and validated with."""
+    initial: Annotated[str | None, Input("snapshot")] = added(None)
+    """An autoencoder that it begins with; `autoencoder` then says its kind alone."""
     autoencoder: AutoencoderConfig = KLAutoencoderConfig()
-    """`kind: kl`, or `kind: identity` for pixels as latents, which takes no training."""
+    """`kind: kl`, the shape of a pretrained one, or `kind: identity` for pixels as latents, untrained."""
+    train: Literal["all", "decoder"] = added("all")
+    """`decoder` leaves the encoder of `initial` as it is, to the bit: latents made with that one stay good."""
     images_seen: int = 40_000
     """Images that training sees, each as often as it takes. A larger number continues the shorter run."""
     batch: int = 32
     """Images a step, over all workers."""
     optimization: OptimizationConfig = OptimizationConfig(lr=1e-3, warmup=2_000, cooldown=10_000)
+    pixels: Literal["l1", "l2"] = added("l1")
+    """Error of pixels in [-1, 1] that all other losses stand beside: mean absolute, or mean squared."""
     kl_weight: float = 1e-4
-    """Of the divergence from a standard normal in nats a latent element, beside the mean absolute error."""
+    """Of the divergence from a standard normal in nats a latent element; deterministic autoencoders have
+    none."""
     perceptual_weight: float = 0.0
-    """Of the distance of edge features (first blocks of HED), beside the mean absolute error."""
+    """Of the distance of a network's features."""
+    perceptual: PerceptualConfig = added(HedPerceptual())
+    """The network: `hed` (edges), `lpips_hed`, `efficientnet_lite0`, or `transformers` from a folder. None of
+    them can judge this autoencoder afterwards."""
+    discriminator: DiscriminatorConfig | None = added(None)
+    """What tells patches of reconstructions from patches of images, for details as sharp as theirs."""
     flips: bool = True
     """Mirrors half of the images left to right."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; its weights stay float32."""
+    accumulate: int = added(1)
+    """Pieces of a worker's share of the batch, of which one at a time is in memory."""
+    compile: bool = added(False)
+    """Compiles the network's blocks in the first minutes: for a GPU, or a CPU that trains for hours."""
 
     validation_samples: int = execution(256)
     """Held-out images that the curve is measured on, at most."""
@@ -64,13 +84,17 @@ class TrainAutoencoder(Stage):
         check_training(self.images_seen, self.batch, self.optimization)
         if self.kl_weight < 0 or self.perceptual_weight < 0:
             raise ValueError("kl_weight and perceptual_weight must be 0 or more.")
+        if not 1 <= self.accumulate <= self.batch:
+            raise ValueError(f"accumulate is {self.accumulate}; it must be 1 to the batch of {self.batch}.")
+        if self.train == "decoder" and self.initial is None:
+            raise ValueError(
+                "`train: decoder` keeps an encoder: name the autoencoder that has it as `initial`."
+            )
+        if isinstance(self.autoencoder, IdentityAutoencoderConfig) and self.initial is not None:
+            raise ValueError("Pixels as latents take no training, and so no `initial`: leave it out.")
 
     def external(self) -> dict[str, str]:
-        if not self.perceptual_weight:
-            return {}
-        from pipelines import weights
-
-        return {"hed": weights.digest("hed")}
+        return self.perceptual.networks() if self.perceptual_weight else {}
 
     def summary(self) -> str:
         if isinstance(self.autoencoder, IdentityAutoencoderConfig):
@@ -80,7 +104,9 @@ class TrainAutoencoder(Stage):
     def run(self, session: Session) -> dict[str, Any]:
         from pipelines.training.trainer import Job, Training, train_worker
 
-        images = session.inputs["images"]
+        images, initial = session.inputs["images"], session.inputs.get("initial")
+        config = starting(self, initial) if initial is not None else self.autoencoder
+        networks = {*self.external(), *(networks_in_loss(initial) if initial is not None else ())}
         if isinstance(self.autoencoder, IdentityAutoencoderConfig):
             result = self._untrained(session)
         else:
@@ -92,6 +118,8 @@ class TrainAutoencoder(Stage):
                 precision=self.precision,
                 accelerated=bool(session.resources.gpus),
                 file="autoencoder.safetensors",
+                accumulate=self.accumulate,
+                compile=self.compile,
                 validate_every=self.validate_every or max(1, self.images_seen // 10),
                 samples_every=self.samples_every or max(1, self.images_seen // 8),
                 checkpoint_every=self.checkpoint_every,
@@ -107,8 +135,9 @@ class TrainAutoencoder(Stage):
             result = session.gang(train_worker, {"job": job})
         return {
             "task": "autoencoder",
-            "autoencoder": jsonable(self.autoencoder),
+            "autoencoder": jsonable(config),
             "resolution": resolution(images),
+            "loss": {"pixels": self.pixels, "networks": sorted(networks)},
             **result,
         }
 
@@ -116,7 +145,12 @@ class TrainAutoencoder(Stage):
         from pipelines.training.tasks.autoencoder import AutoencoderTask
 
         return AutoencoderTask(
-            self, inputs["images"], keep=inputs.get("keep"), device=device, workers=workers
+            self,
+            inputs["images"],
+            keep=inputs.get("keep"),
+            initial=inputs.get("initial"),
+            device=device,
+            workers=workers,
         )
 
     def _untrained(self, session: Session) -> dict[str, Any]:
@@ -128,6 +162,35 @@ class TrainAutoencoder(Stage):
         session.output.replace("autoencoder.safetensors", data)
         files = {"autoencoder.safetensors": hashlib.sha256(data).hexdigest()}
         return {"images_seen": 0, "curve": [], "skipped": 0, "parameters": 0, "files": files}
+
+
+def starting(stage: TrainAutoencoder, initial: SnapshotFolder) -> AutoencoderConfig:
+    """What `initial` is. `ValueError` where that is something else than the stage says."""
+    from pipelines.models import autoencoder_config
+
+    record = initial.record.get("autoencoder")
+    if record is None:
+        raise ValueError(f"{stage.initial} holds no autoencoder: name a train_autoencoder stage.")
+    config, wanted = autoencoder_config(record), stage.autoencoder
+    if config.kind != wanted.kind:
+        raise ValueError(
+            f"{stage.initial} is an autoencoder of kind {config.kind} and `autoencoder` says {wanted.kind}: "
+            f"write `autoencoder: {{kind: {config.kind}}}`."
+        )
+    if wanted not in (config, type(wanted)()):
+        raise ValueError(
+            f"`autoencoder` describes another {config.kind} than {stage.initial} is: "
+            f"write `autoencoder: {{kind: {config.kind}}}` alone, and its shape is taken."
+        )
+    return config
+
+
+def networks_in_loss(snapshot: SnapshotFolder) -> list[str]:
+    """Names of the networks that an autoencoder was trained to please; as far as its record says."""
+    if "loss" in snapshot.record:
+        return list(snapshot.record["loss"]["networks"])
+    # Of a training from before records said it.
+    return ["hed"] if snapshot.manifest.get("meaning", {}).get("perceptual_weight") else []
 
 
 def check_training(images_seen: int, batch: int, optimization: OptimizationConfig) -> None:

@@ -83,6 +83,7 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
 
     from diffusion.compilation import compile_blocks
     from diffusion.training import TrainingState, fit
+    from pipelines.training.tasks.task import Contested
 
     job: Job = config["job"]
     training = job.training
@@ -94,7 +95,8 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         task = job.task(device, member.world)
-    state = TrainingState.start(task.module, training.optimization)
+    rival = task.rival if isinstance(task, Contested) else None
+    state = TrainingState.start(task.module, training.optimization, rival=rival)
     if training.compile:
         compile_blocks(task.module, shapes=max(1, len(task.groups)))
     ddp = _distributed(task.module, member.world)
@@ -182,6 +184,8 @@ class Log:
         import torch
         from safetensors.torch import save
 
+        from pipelines.training.tasks.task import Contested
+
         self._writer.wait()
         averaged, facts = self._average(), {}
         if self.training.ema_width is not None:
@@ -195,9 +199,9 @@ class Log:
             averaged.load_state_dict(tensors, strict=False)
             facts = {"ema": {"width": self.training.ema_width, "misfit": misfit}}
         weights = self.task.weights(averaged)
+        untouched = self.task.untouched if isinstance(self.task, Contested) else frozenset()
         tensors = {
-            name: (t.half() if t.dtype.is_floating_point else t).contiguous().cpu()
-            for name, t in weights.items()
+            name: _stored(t, exact=name in untouched).contiguous().cpu() for name, t in weights.items()
         }
         broken = sorted(
             name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
@@ -221,6 +225,8 @@ class Log:
     def _report(self, progress: Progress, seconds: float) -> None:
         import torch
 
+        from pipelines.training.tasks.task import Contested
+
         loss = torch.stack(self._losses).float().mean().item()
         skipped = int(progress.skipped)
         self._bad = self._bad + len(self._losses) if skipped - self._skipped == len(self._losses) else 0
@@ -238,6 +244,8 @@ class Log:
         }
         if skipped:
             values["skipped_steps"] = skipped
+        if isinstance(self.task, Contested):
+            values |= {name: value.item() for name, value in self.task.figures().items()}
         self._event(kind="metrics", step=progress.images_seen, values=values)
         total = max(self.training.images_seen, progress.images_seen)
         self._event(kind="progress", done=progress.images_seen, total=total, unit="images")
@@ -281,6 +289,14 @@ class Log:
 
     def _event(self, **event: Any) -> None:
         self.member.event(event)
+
+
+def _stored(weight: Tensor, *, exact: bool) -> Tensor:
+    """In fp16, unless it must be `exact` and that is not."""
+    if not weight.dtype.is_floating_point:
+        return weight
+    half = weight.half()
+    return weight if exact and not bool((half.to(weight.dtype) == weight).all()) else half
 
 
 def _uncooled(training: Training, images_seen: int) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor, nn
+
+    from diffusion.training import Rival
 
 
 class Share(Protocol):
@@ -56,4 +58,21 @@ class Task(Protocol):
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """What goes into the snapshot."""
+        ...
+
+
+@runtime_checkable
+class Contested(Task, Protocol):
+    """A task that may train its module against a part of itself, or only some of it."""
+
+    @property
+    def rival(self) -> Rival | None: ...
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Names of the snapshot's weights that stay what they were; they are stored without rounding."""
+        ...
+
+    def figures(self) -> dict[str, Tensor]:
+        """Of this rank's last step, beside its loss; on the device."""
         ...
