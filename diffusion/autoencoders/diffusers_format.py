@@ -66,8 +66,8 @@ def settings_of(config: AutoencoderConfig, *, statistics: LatentStatistics | Non
             return _from_deep_compression(config, statistics)
         case _:
             raise ValueError(
-                f"diffusers has no autoencoder of kind {config.kind}: only spatial, tiny and deep_compression "
-                "ones can be saved in its format."
+                f"diffusers has no autoencoder of kind {config.kind}: only spatial, tiny and deep_compression"
+                " ones can be saved in its format."
             )
 
 

@@ -70,8 +70,8 @@ class LinearAttention(nn.Module):
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
         qkv = F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
         qkv = torch.cat([qkv, *(mix(qkv) for mix in self.to_qkv_multiscale)], dim=1)
-        # Sums over all places: too long for 16 bits, in which autocast would have them.
-        with torch.autocast(x.device.type, enabled=False):
+        # Sums over all places: too long for 16 bits, in which autocast would have them (meta has none).
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             heads = qkv.float().flatten(2).unflatten(1, (-1, 3, self.head_width))
             q, k, v = F.relu(heads[:, :, 0]), F.relu(heads[:, :, 1]), heads[:, :, 2]
             total = k.sum(dim=-1, keepdim=True).transpose(-1, -2) @ q

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffusion.config import AutoencoderConfig, DiTConfig, IdentityAutoencoderConfig, NetworkConfig
+from diffusion.config import (
+    AutoencoderConfig,
+    DeepCompressionAutoencoderConfig,
+    DeepCompressionLevel,
+    DiTConfig,
+    IdentityAutoencoderConfig,
+    KLAutoencoderConfig,
+    NetworkConfig,
+    SpatialAutoencoderConfig,
+    TinyAutoencoderConfig,
+)
 
 _TIME = 256
 """Sines and cosines of the time embedding."""
@@ -99,8 +109,25 @@ def _embedding(width: int) -> Work:
 
 def autoencoder(config: AutoencoderConfig, *, side: int) -> tuple[Work, Work]:
     """Encoder and decoder on images of `side` x `side` px."""
-    if isinstance(config, IdentityAutoencoderConfig):
-        return Work(), Work()
+    match config:
+        case IdentityAutoencoderConfig():
+            return Work(), Work()
+        case KLAutoencoderConfig():
+            return _kl(config, side)
+        case SpatialAutoencoderConfig():
+            return _spatial(config, side)
+        case TinyAutoencoderConfig():
+            return _tiny(config, side)
+        case DeepCompressionAutoencoderConfig():
+            return _deep_compression(config, side)
+
+
+def latent_shape(config: AutoencoderConfig, side: int) -> tuple[int, int]:
+    """Channels, and side, of the latents of an image."""
+    return config.latent_channels, side // config.factor
+
+
+def _kl(config: KLAutoencoderConfig, side: float) -> tuple[Work, Work]:
     widths = [config.channels * m for m in config.multipliers]
     folded, fine = 3 * config.stem**2, side / config.stem
     low = fine / 2 ** (len(widths) - 1)
@@ -118,8 +145,92 @@ def autoencoder(config: AutoencoderConfig, *, side: int) -> tuple[Work, Work]:
     return encoder, decoder + convolution(fine, 3, widths[0], folded)
 
 
-def latent_shape(config: AutoencoderConfig, side: int) -> tuple[int, int]:
-    """Channels, and side, of the latents of an image."""
-    if isinstance(config, IdentityAutoencoderConfig):
-        return 3, side
-    return config.latent_channels, side // config.factor
+def _spatial(config: SpatialAutoencoderConfig, side: float) -> tuple[Work, Work]:
+    widths, latents, low = config.channels, config.latent_channels, side / config.factor
+
+    def look(here: float, wide: int) -> Work:
+        return matrix(here**2, wide, 4 * wide) + Work(flops=4 * here**4 * wide)
+
+    def blocks(level: int, count: int, inputs: int) -> Work:
+        here, wide = side / 2**level, widths[level]
+        first = convolution(here, 3, inputs, wide) + convolution(here, 3, wide, wide)
+        first += convolution(here, 1, inputs, wide) if inputs != wide else Work()
+        total = first + convolution(here, 3, wide, wide).times(2 * (count - 1))
+        return total + (look(here, wide).times(count) if level in config.attention else Work())
+
+    middle = convolution(low, 3, widths[-1], widths[-1]).times(4)
+    middle += look(low, widths[-1]) if config.middle_attention else Work()
+    encoder = convolution(side, 3, 3, widths[0]) + middle + convolution(low, 3, widths[-1], 2 * latents)
+    decoder = convolution(low, 3, latents, widths[-1]) + middle + convolution(side, 3, widths[0], 3)
+    encoder += convolution(low, 1, 2 * latents, 2 * latents) if config.quant_conv else Work()
+    decoder += convolution(low, 1, latents, latents) if config.post_quant_conv else Work()
+    for level, wide in enumerate(widths):
+        encoder += blocks(level, config.blocks, widths[max(level - 1, 0)])
+        decoder += blocks(level, config.blocks + 1, widths[min(level + 1, len(widths) - 1)])
+        if level:
+            encoder += convolution(side / 2**level, 3, widths[level - 1], widths[level - 1])
+            decoder += convolution(side / 2 ** (level - 1), 3, wide, wide)
+    return encoder, decoder
+
+
+def _tiny(config: TinyAutoencoderConfig, side: float) -> tuple[Work, Work]:
+    low, latents = side / config.factor, config.latent_channels
+    wide, narrow = config.encoder_channels, config.decoder_channels
+    encoder = convolution(side, 3, 3, wide) + convolution(low, 3, wide, latents)
+    decoder = convolution(low, 3, latents, narrow) + convolution(side, 3, narrow, 3)
+    for level, (down, up) in enumerate(
+        zip(config.encoder_blocks, reversed(config.decoder_blocks), strict=True)
+    ):
+        here = side / 2**level
+        encoder += convolution(here, 3, wide, wide).times(3 * down + bool(level))
+        decoder += convolution(here, 3, narrow, narrow).times(3 * up + (here > low))
+    return encoder, decoder
+
+
+def _deep_compression(config: DeepCompressionAutoencoderConfig, side: float) -> tuple[Work, Work]:
+    low, latents = side / config.factor, config.latent_channels
+
+    def resampled(fine: float, inputs: int, outputs: int, *, up: bool) -> Work:
+        """Between `fine` and half of it, from `inputs` channels or to them."""
+        if up:
+            folded = config.up == "pixel_shuffle"
+            return (
+                convolution(fine / 2, 3, outputs, 4 * inputs)
+                if folded
+                else convolution(fine, 3, outputs, inputs)
+            )
+        folded = config.down == "pixel_unshuffle"
+        return (
+            convolution(fine, 3, inputs, outputs // 4)
+            if folded
+            else convolution(fine / 2, 3, inputs, outputs)
+        )
+
+    def half(levels: tuple[DeepCompressionLevel, ...], *, up: bool) -> Work:
+        total = convolution(low, 3, latents, levels[-1].channels)
+        begins = levels[0] if levels[0].blocks else levels[1]
+        if levels[0].blocks:
+            total += convolution(side, 3, 3, begins.channels)
+        else:
+            total += resampled(side, 3, begins.channels, up=up)
+        for number, level in enumerate(levels):
+            here = side / 2**number
+            total += _deep_block(level, config.head_width, here).times(level.blocks)
+            if level.blocks and number < len(levels) - 1:
+                total += resampled(here, level.channels, levels[number + 1].channels, up=up)
+        return total
+
+    return half(config.encoder, up=False), half(config.decoder, up=True)
+
+
+def _deep_block(level: DeepCompressionLevel, head: int, side: float) -> Work:
+    wide, places = level.channels, side**2
+    if not level.attention:
+        return convolution(side, 3, wide, wide).times(2)
+    looks = 1 + len(level.scales)
+    attention = matrix(places, wide, 3 * wide) + matrix(places, looks * wide, wide)
+    attention += Work(flops=looks * wide * (4 * head + 2) * places)
+    for scale in level.scales:
+        attention += convolution(side, scale, 1, 3 * wide) + convolution(side, 1, head, 3 * wide)
+    gated = convolution(side, 1, wide, 8 * wide) + convolution(side, 3, 1, 8 * wide)
+    return attention + gated + convolution(side, 1, 4 * wide, wide)
