@@ -11,7 +11,16 @@ from typing import Any, Literal
 from cluster.lease import Lease
 from cluster.storage import LocalStorage, Storage
 from pipelines.dataset import MANIFEST
-from pipelines.inspection.reach import CHECKPOINTS, FINGERPRINT, Reach, in_use_now, manifest_of, reach
+from pipelines.inspection.reach import (
+    CHECKPOINTS,
+    FINGERPRINT,
+    PRETRAINED,
+    Reach,
+    in_use_now,
+    manifest_of,
+    reach,
+)
+from pipelines.pretrained.adoption import forget
 from pipelines.runner.reuse import NOTE
 from pipelines.runner.uses import SWEEP
 
@@ -155,6 +164,8 @@ def _remove(store: Storage, garbage: Garbage) -> None:
         if file.endswith(".parquet"):
             folder.delete(file)
     folder.delete_folder()
+    if stage == PRETRAINED:
+        forget(store, name)
 
 
 def _folders(store: Storage) -> Iterator[str]:
@@ -168,7 +179,7 @@ def _folders(store: Storage) -> Iterator[str]:
                 folder = inner.folder(name)
                 if (
                     stage in STAGES
-                    or stage == CHECKPOINTS
+                    or stage in (CHECKPOINTS, PRETRAINED)
                     or folder.exists(NOTE)
                     or manifest_of(folder).get("stage") == stage
                 ):

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.storage import Storage
 from pipelines.dataset import MANIFEST
+from pipelines.pretrained.adoption import FOLDER as PRETRAINED
 from pipelines.runner.fingerprint import LENGTH, Identity
 from pipelines.runner.uses import live, read_uses
 
@@ -154,7 +155,7 @@ def _follow(store: Storage, found: Reach) -> None:
             lineage = lineage_of(manifest)
             if lineage is not None:
                 found.folders.setdefault(f"{CHECKPOINTS}/{lineage}", found.folders[place])
-            elif manifest.get("kind") == "snapshot":
+            elif manifest.get("kind") == "snapshot" and stage != PRETRAINED:
                 found.unsure.append(place)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+from pipelines.pretrained.reference import spelled
 from pipelines.recipe import yaml12
 from pipelines.recipe.flags import Flag, FlagMapping
 from pipelines.recipe.spelling import near
@@ -55,10 +56,10 @@ class Schema:
 
     def _value(self, annotation: Any, value: Any, default: Any, place: yaml12.Place) -> Any:
         if typing.get_origin(annotation) is Annotated:
-            reference = any(isinstance(mark, Input) for mark in annotation.__metadata__)
+            marks = [mark for mark in annotation.__metadata__ if isinstance(mark, Input)]
             annotation = typing.get_args(annotation)[0]
-            if reference:
-                return self._reference(value, annotation, place)
+            if marks:
+                return self._reference(value, annotation, place, marks[0])
         members = _members(annotation)
         if isinstance(value, Flag):
             self.flagged.add(place)
@@ -149,12 +150,15 @@ class Schema:
             return None
         return text if texts and not isinstance(value, (int, float, list, dict)) else value
 
-    def _reference(self, value: Any, annotation: Any, place: yaml12.Place) -> Any:
-        """Names of stages stay; a path (it has a `/`) is made absolute."""
+    def _reference(self, value: Any, annotation: Any, place: yaml12.Place, mark: Input) -> Any:
+        """Names of stages stay; a path (it has a `/`) is made absolute, a model of the hub marked `hub:`."""
         if isinstance(value, Flag):
             self.flagged.add(place)
             value = self._flag(value.text, _members(annotation), place)
-        return absolute(value, self._folder(place)) if isinstance(value, str) and "/" in value else value
+        if not isinstance(value, str) or "/" not in value:
+            return value
+        folder = self._folder(place)
+        return (mark.kind == "snapshot" and spelled(value, folder)) or absolute(value, folder)
 
     def _folder(self, place: yaml12.Place) -> Path:
         flagged = any(place[:n] in self.flagged for n in range(1, len(place) + 1))

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.storage import Storage
 from pipelines.dataset import MANIFEST, Dataset, read_manifest
 from pipelines.shards import canonical
-from pipelines.stage import Kind
+from pipelines.stage import Kind, Tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,18 @@ def finished(storage: Storage) -> bool:
     return storage.exists(MANIFEST)
 
 
-def locate(reference: str, kind: Kind, *, store: Storage) -> Source:
-    """A dataset or snapshot from outside the recipe: a path, a URL, or `models:/name@alias`.
+def locate(
+    reference: str, kind: Kind, *, store: Storage, fetch: Tell | None = None, ask: bool = False
+) -> Source:
+    """A dataset or snapshot from outside the recipe: a path, a URL, or `models:/name@alias`; of a snapshot,
+    also foreign weights, which become one of this store (`pipelines.pretrained`).
+
+    Args:
+        fetch: told how far it is while foreign weights are fetched; without it none are.
+        ask: whether the hub may be asked which commit a model has now, to say it where it is not pinned.
 
     Raises:
+        TooMany: foreign weights are not in the store yet.
         ValueError: nothing finished lies there, or the registry does not know it.
     """
     if reference.startswith("models:/"):
@@ -81,7 +89,11 @@ def locate(reference: str, kind: Kind, *, store: Storage) -> Source:
         version = registry.resolve(reference)
         url = registry.place(version).url
         return Source(kind=kind, url=url, reference=reference, version=version.number)
-    storage = Storage.at(reference)
-    if not finished(storage):
+    storage = None if reference.startswith("hub:") else Storage.at(reference)
+    if storage is None or not finished(storage):
+        from pipelines.pretrained.adoption import adopted
+
+        storage = adopted(reference, store, fetch=fetch, ask=ask) if kind == "snapshot" else None
+    if storage is None:
         raise ValueError(f"There is no finished {kind} at {reference}.")
     return Source(kind=kind, url=storage.url, reference=reference)

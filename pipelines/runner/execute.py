@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import queue
 import threading
 import time
@@ -163,12 +164,13 @@ class Run:
         """Finds out what was too much to find out while planning: a large source is read through."""
         emit({"kind": "note", "text": planned.reason})
 
-        def tell(done: int, of: int) -> None:
+        def tell(done: int, of: int, unit: str = "parts") -> None:
             self.stopped()
-            emit({"kind": "progress", "done": done, "total": of, "unit": "parts"})
+            emit({"kind": "progress", "done": done, "total": of, "unit": unit})
 
         try:
-            return self.planner.settle(planned.name, self.executor, tell)
+            fetch = functools.partial(tell, unit="MB")
+            return self.planner.settle(planned.name, self.executor, tell, fetch)
         except Exception as error:
             if self.stop.is_set():
                 raise

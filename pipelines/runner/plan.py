@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cluster.storage import Storage
+from pipelines.places import fetching
 from pipelines.runner.artifacts import Source, finished, locate, opened
 from pipelines.runner.fingerprint import AnyStage, Identity
 from pipelines.runner.retry import latest, retried
@@ -139,10 +140,13 @@ class Planner:
             self._known[name] = known
         return known
 
-    def settle(self, name: str, executor: Executor, tell: Tell) -> PlannedStage:
-        """The stage, with all found out that is to be known before it runs, however long that takes."""
+    def settle(self, name: str, executor: Executor, tell: Tell, fetch: Tell | None = None) -> PlannedStage:
+        """The stage, with all found out that is to be known before it runs, however long that takes.
+
+        `fetch` is told how many MB there are of foreign weights.
+        """
         self.executor, self.tell = executor, tell
-        planned = self._look(name)
+        planned = self._look(name, fetch=fetch or tell)
         with self._lock:
             self._known[name] = planned
         return planned
@@ -161,10 +165,10 @@ class Planner:
         if state != "done":
             raise ValueError(f"{name} ended and its inputs have changed meanwhile; run again.")
 
-    def _look(self, name: str) -> PlannedStage:
+    def _look(self, name: str, *, fetch: Tell | None = None) -> PlannedStage:
         stage = self.recipe.stages[name]
         sources: dict[str, Source | None] = {}
-        waiting = []
+        waiting, pending = [], []
         for field_name, reference in stage.named().items():
             kind = stage.mark_of(field_name).kind
             if reference is None:
@@ -176,17 +180,23 @@ class Planner:
                 else:
                     sources[field_name] = Source(kind=kind, url=made.folder.url, reference=reference)
             else:
-                sources[field_name] = self._locate(reference, kind)
+                try:
+                    sources[field_name] = self._locate(reference, kind, fetch)
+                except TooMany as error:
+                    pending.append(str(error))
         if waiting:
-            return PlannedStage(
-                name=name, stage=stage, state="after", reason="after " + " and ".join(waiting)
-            )
+            after = "after " + " and ".join(waiting)
+            return PlannedStage(name=name, stage=stage, state="after", reason=after, sources=sources)
+        if pending:
+            reason = " and ".join(pending)
+            return PlannedStage(name=name, stage=stage, state="run", reason=reason, sources=sources)
         inputs = opened(stage, sources)
         if implied := stage.implied(inputs, self.store):
             sources |= implied
             inputs = opened(stage, sources)
         try:
-            stage, identity = latest(stage, inputs, self._retried, self._prepared)
+            with fetching(fetch is not None):
+                stage, identity = latest(stage, inputs, self._retried, self._prepared)
         except TooMany as error:
             return PlannedStage(name=name, stage=stage, state="run", reason=str(error), sources=sources)
         folder = self.store.folder(stage.name()).folder(identity.fingerprint)
@@ -212,10 +222,10 @@ class Planner:
     def _prepared(self, stage: AnyStage) -> AnyStage:
         return stage.prepared(self.store, self.executor, self.tell)
 
-    def _locate(self, reference: str, kind: Kind) -> Source:
+    def _locate(self, reference: str, kind: Kind, fetch: Tell | None) -> Source:
         """An alias is looked up once: a run goes on with what it began with, wherever the alias moves."""
         if not reference.startswith("models:/"):
-            return locate(reference, kind, store=self.store)
+            return locate(reference, kind, store=self.store, fetch=fetch, ask=not self.lenient)
         if reference not in self._registered:
             self._registered[reference] = locate(reference, kind, store=self.store)
         return self._registered[reference]
