@@ -21,6 +21,7 @@ from diffusion.config.sampling import (
     UniPCConfig,
 )
 from diffusion.config.training import (
+    AlignmentConfig,
     LogitNormalConfig,
     LowResolutionConfig,
     OptimizationConfig,
@@ -29,6 +30,7 @@ from diffusion.config.training import (
 )
 
 __all__ = [
+    "AlignmentConfig",
     "AutoencoderConfig",
     "DDIMConfig",
     "DDPMConfig",

@@ -151,4 +151,25 @@ class LowResolutionConfig:
             raise ValueError(f"crop is {self.crop}; it must be a multiple of the factor, {self.factor}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Draws a transformer's tokens towards a frozen network's features of the clean image, for a while (Yu et
+    al., 2025, "REPA"; Singh et al., 2025, "iREPA")."""
+
+    weight: float = 0.5
+    """Of the distance, beside the denoising loss."""
+    depth: int | None = None
+    """Block whose tokens are aligned, counted from 0; a third of the blocks if None."""
+    images_seen: int | None = None
+    """At which alignment ends; with the cooldown if None, or where that begins before."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"alignment.weight is {self.weight}; it must be above 0.")
+        if self.depth is not None and self.depth < 0:
+            raise ValueError(f"alignment.depth is {self.depth}; it must be at least 0.")
+        if self.images_seen is not None and self.images_seen < 1:
+            raise ValueError(f"alignment.images_seen is {self.images_seen}; it must be at least 1.")
+
+
 TimesConfig = LogitNormalConfig | UniformConfig
