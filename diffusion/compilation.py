@@ -18,7 +18,8 @@ def compile_blocks(
 ) -> int:
     """Compiles the forward of every repeated block in place; equal blocks share one graph.
 
-    A block is a member of an `nn.ModuleList`, the outermost where they nest, that is no layer of torch's own.
+    A block is a member of an `nn.ModuleList` or `nn.Sequential`, the outermost where they nest, that is no
+    layer of torch's own.
     Parameters, their names and the module's type stay what they are, so optimizers, averages, checkpoints,
     DDP and FSDP2 see no difference; a deep copy is not compiled. Compile before wrapping, and after loading
     or before, as you like. Compilation itself happens in the first calls, one for each shape of input.
@@ -53,7 +54,9 @@ def compile_blocks(
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(module, nn.ModuleList) and not type(child).__module__.startswith("torch.nn."):
+        if isinstance(module, nn.ModuleList | nn.Sequential) and not type(child).__module__.startswith(
+            "torch.nn."
+        ):
             yield child
         else:
             yield from _blocks(child)

@@ -41,7 +41,7 @@ class TrainAutoencoder(Stage):
     autoencoder: AutoencoderConfig = KLAutoencoderConfig()
     """`kind: kl`, the shape of a pretrained one, or `kind: identity` for pixels as latents, untrained."""
     train: Literal["all", "decoder"] = added("all")
-    """`decoder` leaves the encoder of `initial` as it is, to the bit: latents made with that one stay good."""
+    """`decoder` leaves the encoder of `initial` as it is, to the bit: its latents stay good."""
     images_seen: int = 40_000
     """Images that training sees, each as often as it takes. A larger number continues the shorter run."""
     batch: int = 32

@@ -76,7 +76,8 @@ class AutoencoderTask:
         self.groups = tuple(sizes.values())
         self.images = decoded(image, len(rows), self.groups, dtype=np.uint8, budget=budget)
 
-        autoencoder = stage.autoencoder.build() if initial is None else _started(stage, initial)
+        # Batch normalisations, which few have, keep their statistics: a batch's are not the same on each rank.
+        autoencoder = (stage.autoencoder.build() if initial is None else _started(stage, initial)).eval()
         self.untouched = encoding(autoencoder) if stage.train == "decoder" else frozenset[str]()
         """Names of the weights that are not trained."""
         for name, parameter in autoencoder.named_parameters():
@@ -219,7 +220,7 @@ def _started(stage: TrainAutoencoder, initial: SnapshotFolder) -> Autoencoder:
     from pipelines.stages.train_autoencoder import starting
 
     starting(stage, initial)
-    return initial.autoencoder().train()
+    return initial.autoencoder()
 
 
 def _encodes_as(initial: SnapshotFolder) -> str:
