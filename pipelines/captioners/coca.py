@@ -49,7 +49,8 @@ class CoCa:
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.micro_batch < 1 or self.weight <= 0 or self.repetition_penalty <= 0:
             raise ValueError(
-                "coca captions: max_tokens and micro_batch are at least 1, weight and repetition_penalty above 0."
+                "coca captions: max_tokens and micro_batch are at least 1, "
+                "weight and repetition_penalty above 0."
             )
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.clip import folder as clip
 from pipelines.coca.search import Rules
 from pipelines.embedders.folder import local_folder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Words:
@@ -24,7 +27,7 @@ class Words:
         Raises:
             ValueError: it puts no start and end around a text, or has pieces that the model has not.
         """
-        self._own = getattr(tokenizer, "tokenizer", tokenizer)
+        self._tokenizer, self._own = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
         self.context = context
         start, end, *rest = tokenizer(["", "a"], context_length=8)[0].tolist()
         self.start, self.end, self.pad = start, end, rest[0]
@@ -52,6 +55,10 @@ class Words:
             max_tokens=longest,
             repetition_penalty=repetition_penalty,
         )
+
+    def tokens(self, text: str) -> np.ndarray:
+        """int64 [context]: a text as training hears it, start and end around it, cut and padded."""
+        return self._tokenizer([text], context_length=self.context)[0].numpy()
 
     def text(self, tokens: Sequence[int]) -> str:
         """Without start, end and padding."""

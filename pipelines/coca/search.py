@@ -114,7 +114,7 @@ def beams(
     """One caption an image: the best of `width` that ended first (Wu et al., 2016, section 7).
 
     `width` rows an image, side by side. Of the 2 `width` likeliest continuations those that end among the
-    first `width` are kept, and the first `width` of the others go on; an image is done with `width` kept ones.
+    first `width` are kept, and the first `width` of the others go on; `width` kept ones are enough.
     """
     rows = images * width
     said = torch.full((rows, 1), rules.start, device=device)

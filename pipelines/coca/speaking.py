@@ -1,4 +1,4 @@
-"""A CoCa that says one token after another: what it heard, and what it saw, is kept and not computed again."""
+"""A CoCa that says one token after another; what it heard and saw is kept, not computed again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Recomputed:
         self._heard = torch.cat([self._heard, tokens[:, None]], 1)
         heard, length = self._heard, self._heard.shape[1]
         if getattr(self._model.text, "cls_emb", None) is None:
-            # Without a class token open_clip's causal mask takes whole contexts; what comes later is not seen.
+            # Without a class token open_clip's mask takes whole contexts; what comes later is not seen.
             heard = F.pad(heard, (0, self._model.text.context_length - length), value=1)
         said = self._model(None, heard, image_latent=self._seen, image_embs=self._seen, output_labels=False)
         return said["logits"][:, length - 1]

@@ -12,7 +12,10 @@ STAGES: dict[str, str] = {
     "deduplicate": "pipelines.stages.deduplicate:Deduplicate",
     "caption": "pipelines.stages.caption:Caption",
     "train_autoencoder": "pipelines.stages.train_autoencoder:TrainAutoencoder",
+    "train_captioner": "pipelines.stages.train_captioner:TrainCaptioner",
     "encode": "pipelines.stages.encode:Encode",
+    "train_clip": "pipelines.stages.train_clip:TrainClip",
+    "evaluate_clip": "pipelines.stages.evaluate_clip:EvaluateClip",
     "embed": "pipelines.stages.embed:Embed",
     "extract": "pipelines.stages.extract:Extract",
     "train": "pipelines.stages.train:Train",
@@ -23,6 +26,7 @@ STAGES: dict[str, str] = {
     "augment": "pipelines.stages.augment:Augment",
     "evaluate": "pipelines.stages.evaluate:Evaluate",
     "evaluate_upscaler": "pipelines.stages.evaluate_upscaler:EvaluateUpscaler",
+    "evaluate_autoencoder": "pipelines.stages.evaluate_autoencoder:EvaluateAutoencoder",
     "promote": "pipelines.stages.promote:Promote",
     "judge": "pipelines.stages.judge:Judge",
 }

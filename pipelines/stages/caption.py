@@ -65,12 +65,12 @@ class Caption(ShardStage):
         without = any(isinstance(c, CoCa) and not c.path for c in self.captioners)
         if without and self.model is None:
             raise ValueError(
-                "caption has a captioner of kind coca without weights: give it a `path` to a folder of open_clip's, "
-                "or the stage a `model` that train_captioner makes."
+                "caption has a captioner of kind coca without weights: give it a `path` to a folder of "
+                "open_clip's, or the stage a `model` that train_captioner makes."
             )
         if self.model is not None and not without:
             raise ValueError(
-                "caption has a `model` that no captioner reads: add {kind: coca}, without a path, or leave it out."
+                "caption has a `model` that no captioner reads: add {kind: coca}, without a path."
             )
 
     @property

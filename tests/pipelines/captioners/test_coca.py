@@ -81,7 +81,7 @@ def test_words_are_the_tokenizers_and_the_limits_hold(folder: Path) -> None:
 
 
 def test_clips_own_vocabulary_goes_too(tmp_path: Path) -> None:
-    """The tokenizer that open_clip brings along; its 0 is padding and an exclamation mark, which is not said."""
+    """The tokenizer that open_clip brings along, whose 0 is padding and an exclamation mark: not said."""
     text = {**folders.TEXT, "vocab_size": 49408, "width": 16, "hf_tokenizer_name": None}
     decoder = {**folders.DECODER, "vocab_size": 49408}
     text = {name: value for name, value in text.items() if value is not None}
