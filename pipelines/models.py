@@ -154,6 +154,7 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     from diffusion.denoiser import Denoiser
     from diffusion.latents import LatentStatistics
     from diffusion.upscaling import Upscaling
+    from pipelines.embedders.storing import empty
     from pipelines.sampling import LatentModel, tile
 
     record = folder.record
@@ -167,12 +168,14 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     told = record.get("upscaling")
     upscaling = Upscaling.from_json(told) if told else None
     config = network_config(record["network"])
-    text_width = record["text"]["width"] if record.get("text") else None
+    text = record.get("text") or {}
+    text_width, pooled_width = text.get("width"), text.get("pooled_width")
     network = config.build(
         channels=channels,
         size=told["size"] if told else size,
         classes=len(folder.classes),
         text_width=text_width,
+        pooled_width=pooled_width,
         low_channels=channels if told else 0,
     )
     network.load_state_dict(folder.tensors("denoiser.safetensors"))
@@ -184,6 +187,8 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
         shape=latent_shape(record),
         classes=len(folder.classes),
         text_width=text_width,
+        pooled_width=pooled_width,
+        nothing=empty(text) if record.get("null") == "encoded" else None,
         device=chosen,
         tile=tile(config, told["size"] if told else max(latent_sides(record))),
         upscaling=upscaling,

@@ -12,9 +12,10 @@ from pipelines.embedders.clip import OpenClipImages, OpenClipTexts
 from pipelines.embedders.efficientnet import EfficientNetImages
 from pipelines.embedders.embedding import ImageEmbedder, TextEmbedder, TextEmbedding, caption_digest
 from pipelines.embedders.minilm import MiniLM
+from pipelines.embedders.several import Several
 from pipelines.embedders.transformer import Transformer
 
-TextEmbedderConfig = MiniLM | Transformer | OpenClipTexts
+TextEmbedderConfig = MiniLM | Transformer | OpenClipTexts | Several
 ImageEmbedderConfig = OpenClipImages | EfficientNetImages
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MiniLM",
     "OpenClipImages",
     "OpenClipTexts",
+    "Several",
     "TextEmbedder",
     "TextEmbedderConfig",
     "TextEmbedding",
@@ -38,6 +40,7 @@ _TEXT: dict[str, type[TextEmbedderConfig]] = {
     "minilm": MiniLM,
     "transformers": Transformer,
     "open_clip": OpenClipTexts,
+    "several": Several,
 }
 _IMAGE: dict[str, type[ImageEmbedderConfig]] = {
     "open_clip": OpenClipImages,
@@ -66,7 +69,12 @@ def load_text(record: Mapping[str, Any]) -> TextEmbedder:
             f"The text encoder at hand ({config.kind}) is another one than this was made with; "
             f"it needs {record['digest'][:12]}, this is {config.identity()[:12]}."
         )
-    return config.build(micro_batch=int(record.get("micro_batch", 16)))
+    encoder = config.build(micro_batch=int(record.get("micro_batch", 16)))
+    if record.get("store") == "pooled":
+        from pipelines.embedders.storing import PooledOnly
+
+        return PooledOnly(encoder)
+    return encoder
 
 
 def _config(kinds: Mapping[str, Any], record: Mapping[str, Any]) -> Any:
@@ -74,4 +82,7 @@ def _config(kinds: Mapping[str, Any], record: Mapping[str, Any]) -> Any:
     if kind not in kinds:
         raise ValueError(f"There is no encoder of kind {kind!r}; there are {', '.join(kinds)}.")
     fields = kinds[kind].__dataclass_fields__
-    return kinds[kind](**{name: value for name, value in record.items() if name in fields})
+    chosen = {name: value for name, value in record.items() if name in fields}
+    if kind == "several":
+        chosen["encoders"] = tuple(text(one) for one in chosen["encoders"])
+    return kinds[kind](**chosen)

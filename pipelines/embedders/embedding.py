@@ -31,6 +31,8 @@ class TextEmbedding:
     """[width of the pooled vector], of length 1 unless it is a model's own."""
     retried: bool = False
     """Whether it was made in fp32 because the chosen precision gave infinities."""
+    parts: tuple[np.ndarray, ...] = ()
+    """The token states of each encoder, where there are several."""
 
 
 class TextEmbedder(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from diffusion.config import (
+    AlignmentConfig,
     DiTConfig,
     GuidanceConfig,
     HeunConfig,
@@ -54,6 +55,10 @@ class Train(Stage):
     """A filter or deduplicate stage: only samples that it keeps are trained on, and validated with."""
     originals: Annotated[str | None, Input("dataset", ("image",))] = added(None)
     """The images that the latents were made of; an upscaler's small images are shrunk from them at load."""
+    features: Annotated[str | None, Input("dataset", ("features.npy",))] = added(None)
+    """An extract stage on the same images; goes with `alignment`."""
+    alignment: AlignmentConfig | None = added(None)
+    """Learns from `features` what a trained network sees; the snapshot is the same without them."""
     low_resolution: LowResolutionConfig | None = added(None)
     """What an upscaler is told; None for a model that draws from nothing."""
     objective: Literal["flow", "regression"] = added("flow")
@@ -68,6 +73,9 @@ class Train(Stage):
     times: TimesConfig = LogitNormalConfig()
     drop_text: float = 0.1
     """Share of samples that are trained without their caption, so that guidance has something to leave."""
+    null: Literal["learned", "encoded"] = added("learned")
+    """What stands in for a caption that is dropped or missing, in training and in use: a token that the
+    network learns, or what the encoder makes of an empty caption; embed then needs `empty: true`."""
     drop_label: float = 0.1
     """The same for the class, independently."""
     flips: bool = False
@@ -109,6 +117,16 @@ class Train(Stage):
             raise ValueError(f"tokens is {self.tokens}; it is a share, above 0 and at most 1.")
         if self.tokens < 1 and not isinstance(self.network, DiTConfig):
             raise ValueError("`tokens` are a transformer's: set `network: {kind: dit}`, or leave them out.")
+        if (self.features is None) != (self.alignment is None):
+            raise ValueError(
+                "`alignment` and `features` (an extract stage) go together: set both or neither."
+            )
+        if self.alignment is not None and (self.tokens < 1 or not isinstance(self.network, DiTConfig)):
+            raise ValueError(
+                "`alignment` needs all tokens of a transformer: `network: {kind: dit}`, `tokens: 1`."
+            )
+        if self.alignment is not None and self.low_resolution is not None:
+            raise ValueError("`alignment` is not for upscalers: leave it or `low_resolution` out.")
         if not 1 <= self.accumulate <= self.batch:
             raise ValueError(f"accumulate is {self.accumulate}; it must be 1 to the batch of {self.batch}.")
         if self.ema_width is not None and not self.optimization.ema_others:
@@ -120,6 +138,8 @@ class Train(Stage):
         for name in ("drop_text", "drop_label"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1.")
+        if self.null == "encoded" and self.text is None:
+            raise ValueError("`null: encoded` needs `text`: name an embed stage, or leave it out.")
         if self.prompts and self.text is None:
             raise ValueError("`prompts` need `text`: name an embed stage, or leave them out.")
         if (self.low_resolution is None) != (self.originals is None):
@@ -190,6 +210,7 @@ class Train(Stage):
             "classes": images.classes if images else [],
             "text": embedded,
             "caption": embedded.get("template") if embedded else None,
+            **({"null": self.null} if self.null != "learned" else {}),
             "sampling": {"sampler": jsonable(self.sampler), "guidance": jsonable(self.guidance)},
             **result,
         }
@@ -211,6 +232,8 @@ def _check_inputs(stage: Train, inputs: Inputs) -> None:
             f"{stage.latents} was not encoded by {stage.autoencoder}: "
             "name the autoencoder that encode was given."
         )
+    if stage.null == "encoded" and "empty" not in inputs["text"].manifest["statistics"]["text"]:
+        raise ValueError(f"{stage.text} keeps no empty caption: set `empty: true` in its embed stage.")
     if stage.low_resolution is not None and known(statistics):
         raise ValueError(
             f"{stage.latents} has images of several sizes, and an upscaler trains on one: "

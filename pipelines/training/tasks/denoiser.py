@@ -23,12 +23,15 @@ from pipelines.arrays import from_npy
 from pipelines.buckets import Size, listed
 from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
+from pipelines.embedders.storing import empty
 from pipelines.encoding.columns import column, regrouped, statistics_at
 from pipelines.encoding.pictures import Sizing
 from pipelines.prompts import formatted
 from pipelines.sampling import Drawing, LatentModel, normalised
 from pipelines.stage import KEEP
 from pipelines.stream import permutation
+from pipelines.training.tasks.aligned import Features, aligned, plain, wanted
+from pipelines.training.tasks.aligned import losses as aligning
 from pipelines.training.tasks.rows import Decoded, Grouped, Rows, decoded, memory_budget
 from pipelines.training.tasks.small_images import SmallImages, SmallShare
 from pipelines.training.tasks.texts import Texts
@@ -55,6 +58,8 @@ class LatentShare:
     conditioning: Conditioning
     small: SmallShare | None = None
     """For an upscaler."""
+    features: Tensor | None = None
+    """Of the clean images, [b, c, rows, columns], where they are aligned with."""
 
     def to(self, device: torch.device) -> LatentShare:
         return LatentShare(
@@ -63,6 +68,7 @@ class LatentShare:
             t=self.t.to(device, non_blocking=True),
             conditioning=self.conditioning.to(device, non_blocking=True),
             small=self.small.to(device) if self.small is not None else None,
+            features=None if self.features is None else self.features.to(device, non_blocking=True),
         )
 
 
@@ -124,7 +130,7 @@ class Samples:
         if self.texts is None:
             return [None] * len(indices)
         u = randomness.uniform(seed, positions, "caption").tolist()
-        return [self.texts.choose(self.rows, n, x) for n, x in zip(indices.tolist(), u, strict=True)]
+        return self.texts.chosen(self.rows, indices.tolist(), u)
 
     def labels(self, indices: np.ndarray) -> list[int | None]:
         if not self.labelled:
@@ -144,9 +150,10 @@ class DenoiserTask:
 
     def __init__(self, stage: Train, inputs: dict[str, Any], *, device: torch.device, workers: int) -> None:
         self.stage, self.device = stage, device
-        names = ("latents", "text", "images", "originals", KEEP)
+        names = ("latents", "text", "images", "originals", "features", KEEP)
         datasets: dict[str, Dataset] = {n: inputs[n] for n in names if inputs.get(n) is not None}
-        columns = {"latents": column(stage.resolution), "originals": "image", KEEP: KEEP}
+        columns = {"latents": column(stage.resolution), "originals": "image", "features": "features.npy"}
+        columns |= {KEEP: KEEP}
         required = {name: column for name, column in columns.items() if name in datasets}
         train = Rows(datasets, split="train", required=required)
         held_out = Rows(datasets, split="validation", required=required, optional=True)
@@ -175,14 +182,21 @@ class DenoiserTask:
         self.largest = max(sides, default=height)
         """Longest side of a step's latents."""
         self.text_width = self.texts.width if self.texts else None
+        self.pooled_width = self.texts.pooled_width if self.texts else None
+        self.nothing = empty(self.texts.record) if self.texts and stage.null == "encoded" else None
+        """What a sample without its caption sees in its place."""
         self.module: nn.Module = stage.network.build(
             channels=self.shape[0],
             # Of several, the square with their area stands for all in a transformer's positions.
             size=said[1] if self.groups else height,
             classes=len(self.classes),
             text_width=self.text_width,
+            pooled_width=self.pooled_width,
             low_channels=self.shape[0] if small is not None else 0,
         ).to(device)
+        self.features = Features(train, budget=budget) if stage.alignment is not None else None
+        if stage.alignment is not None and self.features is not None:
+            self.module = aligned(self.module, stage.alignment, self.features).to(device)
         self.times = stage.times.build()
         self.autoencoder = inputs["autoencoder"].autoencoder().to(device).eval()
         self.originals: list[np.ndarray] = []
@@ -199,7 +213,10 @@ class DenoiserTask:
         no_label = randomness.uniform(seed, positions, "drop label") < self.stage.drop_label
         conditioning = share.conditioning.drop(text=no_text, label=no_label)
         route = self._route(positions, *share.latents.shape[-2:])
-        return replace(share, conditioning=replace(conditioning, route=route))
+        features = None
+        if self.features is not None and wanted(self.stage, positions):
+            features = self.features.of(indices, self.samples.flips(seed, positions))
+        return replace(share, conditioning=replace(conditioning, route=route), features=features)
 
     def _route(self, positions: np.ndarray, height: int, width: int) -> Tensor | None:
         """Tokens that the middle blocks see; all of them (None) in the cooldown, as in use."""
@@ -221,7 +238,13 @@ class DenoiserTask:
             conditioning = self.upscaling.tell(conditioning, low, share.small.noise, share.small.level)
         if self.stage.objective == "regression":
             return regression(Denoiser(module), latents, conditioning)
-        return flow_matching(Denoiser(module), latents, share.noise, share.t, conditioning)
+
+        def denoising(network: Any) -> Tensor:
+            return flow_matching(Denoiser(network), latents, share.noise, share.t, conditioning)
+
+        if self.stage.alignment is not None:
+            return aligning(self.stage.alignment, module, share.features, denoising)
+        return denoising(module)
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -237,12 +260,14 @@ class DenoiserTask:
         from PIL import Image
 
         model = LatentModel(
-            denoiser=Denoiser(module),
+            denoiser=Denoiser(plain(module)),
             autoencoder=self.autoencoder,
             statistics=self.samples.statistics,
             shape=self.shape,
             classes=len(self.classes),
             text_width=self.text_width,
+            pooled_width=self.pooled_width,
+            nothing=self.nothing,
             device=self.device,
             tile=sampling.tile(self.stage.network, self.largest),
             upscaling=self.upscaling,
@@ -273,13 +298,14 @@ class DenoiserTask:
         return {"upscaling": {**self.upscaling.to_json(), "size": size}, "objective": self.stage.objective}
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        return module.state_dict()
+        return plain(module).state_dict()
 
     def _share(
         self, samples: Samples, seed: int, positions: np.ndarray, indices: np.ndarray, *, batch: int
     ) -> LatentShare:
         texts = samples.captions(seed, positions, indices)
-        longest = max((len(text.states) for text in texts if text is not None), default=1)
+        seen = [text for text in (*texts, self.nothing) if text is not None]
+        longest = max((len(text.states) for text in seen), default=1)
         latents, small = samples.latents(seed, positions, indices), None
         if samples.small is not None:
             flips = samples.flips(seed, positions)
@@ -294,6 +320,8 @@ class DenoiserTask:
                 samples.labels(indices),
                 classes=len(self.classes),
                 text_width=self.text_width,
+                pooled_width=self.pooled_width,
+                nothing=self.nothing,
                 length=-(-longest // TOKENS) * TOKENS,
             ),
         )
@@ -343,12 +371,8 @@ class DenoiserTask:
             raise ValueError(
                 "`prompts` needs a `text` input (a finished embed stage): set one, or leave prompts out."
             )
-        from pipelines import embedders
-
         template = self.texts.template
-        return embedders.load_text(self.texts.record).encode(
-            [formatted(template, prompt) for prompt in prompts]
-        )
+        return self.texts.encoder.encode([formatted(template, prompt) for prompt in prompts])
 
 
 def _check_patches(network: NetworkConfig, sides: Sequence[int], factor: int) -> None:

@@ -1,17 +1,21 @@
-"""Captions' embeddings as an embed stage stored them, kept in memory while there is room."""
+"""Captions' embeddings as an embed stage stored them, or made anew, kept in memory while there is room."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.arrays import from_npy
 from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
+from pipelines.embedders.storing import assembled
 from pipelines.training.tasks.rows import Rows, memory_budget
+
+if TYPE_CHECKING:
+    from pipelines.embedders import TextEmbedder
 
 MEMORY_SHARE = 0.2
 
@@ -27,15 +31,40 @@ class Texts:
             )
         self.record: dict[str, Any] = record
         self.width = int(record["width"])
+        self.pooled_width = int(record.get("pooled_width", self.width))
         self.template: str | None = record.get("template")
+        self.online = record.get("store") == "online"
+        """Whether the dataset holds the captions' words alone."""
         self._budget = memory_budget(share=MEMORY_SHARE, workers=workers)
         self._kept: dict[str, TextEmbedding] = {}
         self._choices: dict[tuple[str, int], list[tuple[str, float]]] = {}
+        self._words: dict[str, str] = {}
+
+    @functools.cached_property
+    def encoder(self) -> TextEmbedder:
+        """The one that made the dataset. `ValueError` if another one is at hand."""
+        from pipelines import embedders
+
+        return embedders.load_text(self.record)
 
     def choose(self, rows: Rows, number: int, u: float) -> TextEmbedding | None:
         """The caption of a row that `u` in (0, 1) falls on, by weight; None if the row has none."""
-        choices = self.choices(rows, number)
-        return self.read(rows, number, pick(choices, u)) if choices else None
+        return self.chosen(rows, [number], [u])[0]
+
+    def chosen(self, rows: Rows, numbers: Sequence[int], us: Sequence[float]) -> list[TextEmbedding | None]:
+        """The same of several rows: those that are not there yet are embedded together."""
+        digests = [
+            pick(choices, u) if (choices := self.choices(rows, number)) else None
+            for number, u in zip(numbers, us, strict=True)
+        ]
+        if self.online:
+            new = {digest: self._words[digest] for digest in digests if digest and digest not in self._kept}
+            made = self._encoded(new)
+            return [None if digest is None else made.get(digest) or self._kept[digest] for digest in digests]
+        return [
+            None if digest is None else self.read(rows, number, digest)
+            for number, digest in zip(numbers, digests, strict=True)
+        ]
 
     def choices(self, rows: Rows, number: int) -> list[tuple[str, float]]:
         """Digest and weight of each of the row's captions."""
@@ -45,24 +74,45 @@ class Texts:
             if rows.has(number, "text", "text.json"):
                 listed = json.loads(rows.read(number, "text", "text.json"))
                 found = [(c["digest"], float(c["weight"])) for c in listed]
+                self._words |= {c["digest"]: c["text"] for c in listed if self.online}
             self._choices[where] = found
         return self._choices[where]
 
     def read(self, rows: Rows, number: int, digest: str) -> TextEmbedding:
-        if digest not in self._kept:
-            states = from_npy(rows.read_shared(number, "text", f"{digest}.text.npy"))
-            pooled = from_npy(rows.read_shared(number, "text", f"{digest}.pooled.npy"))
-            if pooled.shape != (self.width,):
+        """Of one of the row's captions."""
+        if digest in self._kept:
+            return self._kept[digest]
+        if self.online:
+            return self._encoded({digest: self._words[digest]})[digest]
+        embedding = assembled(
+            self.record, lambda suffix: rows.read_shared(number, "text", f"{digest}.{suffix}")
+        )
+        if embedding.pooled.shape != (self.pooled_width,) or embedding.states.shape[1:] != (self.width,):
+            raise ValueError(
+                f"The vectors of {digest} are not as wide as the dataset says: embed the captions again."
+            )
+        self._keep(digest, embedding)
+        return embedding
+
+    def _encoded(self, words: dict[str, str]) -> dict[str, TextEmbedding]:
+        """`ValueError` for a caption of which the encoder makes no finite numbers."""
+        if not words:
+            return {}
+        found = dict(zip(words, self.encoder.encode(list(words.values())), strict=True))
+        for digest, embedding in found.items():
+            if not (np.isfinite(embedding.states).all() and np.isfinite(embedding.pooled).all()):
                 raise ValueError(
-                    f"The pooled vectors have {len(pooled)} channels and the token states {self.width}; "
-                    "the network needs an encoder whose two widths are equal."
+                    f"The text encoder overflows on {words[digest][:60]!r}: embed with `store: cached`, "
+                    "which leaves such samples out, or with another `layer`."
                 )
-            embedding = TextEmbedding(states, pooled)
-            self._budget -= states.nbytes + pooled.nbytes
-            if self._budget < 0:
-                return embedding
+            self._keep(digest, embedding)
+        return found
+
+    def _keep(self, digest: str, embedding: TextEmbedding) -> None:
+        size = embedding.states.nbytes + embedding.pooled.nbytes
+        if size <= self._budget:
+            self._budget -= size
             self._kept[digest] = embedding
-        return self._kept[digest]
 
 
 def pick(choices: Sequence[tuple[str, float]], u: float) -> str:

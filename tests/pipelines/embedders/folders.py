@@ -38,7 +38,8 @@ def model(folder: Path, kind: str, *, seed: int = 0, scale: float = 1.0, **chang
     }
     config, fields = settings[kind]
     torch.manual_seed(seed)
-    made = getattr(transformers, kind)(config(vocab_size=len(WORDS), pad_token_id=0, **{**fields, **changes}))
+    fields = {"vocab_size": len(WORDS), "pad_token_id": 0, **fields, **changes}
+    made = getattr(transformers, kind)(config(**fields))
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
