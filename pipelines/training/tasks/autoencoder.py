@@ -76,7 +76,7 @@ class AutoencoderTask:
         self.groups = tuple(sizes.values())
         self.images = decoded(image, len(rows), self.groups, dtype=np.uint8, budget=budget)
 
-        # Batch normalisations, which few have, keep their statistics: a batch's are not the same on each rank.
+        # Batch normalisations, which few have, keep their statistics: a batch's differ from rank to rank.
         autoencoder = (stage.autoencoder.build() if initial is None else _started(stage, initial)).eval()
         self.untouched = encoding(autoencoder) if stage.train == "decoder" else frozenset[str]()
         """Names of the weights that are not trained."""
