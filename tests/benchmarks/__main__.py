@@ -22,6 +22,7 @@ MODULES = (
     "planning",
     "verifying",
     "ratios",
+    "encoding",
     "quickstart",
     "upscale",
     "detection",
