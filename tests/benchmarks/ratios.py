@@ -133,4 +133,3 @@ def bench_training() -> Iterator[Result]:
         return STEPS / (time.monotonic() - start)
 
     yield ratio("line/training_over_bare_loop", "steps/s", 0.95, *interleaved(whole, bare))
-
