@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -104,7 +105,13 @@ def hub_server(files: Path, *, commit: str = COMMIT, repo: str = REPO) -> Iterat
         def _answer(self, *, body: bool) -> None:
             asked.append(f"{self.command} {self.path}")
             start = f"/{repo}/resolve/{commit}/"
-            if self.path.startswith(f"/api/models/{repo}"):
+            if self.path.startswith(f"/api/models/{repo}/tree/{commit}"):
+                listed = [
+                    {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+                    for path in files.iterdir()
+                ]
+                self._send(200, json.dumps(listed).encode(), body=True)
+            elif self.path.startswith(f"/api/models/{repo}"):
                 self._send(200, f'{{"id": "{repo}", "sha": "{commit}"}}'.encode(), body=True)
             elif not self.path.startswith(f"/{repo}/"):
                 self._send(404, b"", code="RepoNotFound")
