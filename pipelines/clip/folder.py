@@ -48,6 +48,11 @@ def standard(path: str) -> Iterator[str]:
         yield f"local-dir:{_standard(folder, Path(target))}"
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """What the config of a `local-dir:` says: `model_cfg` and `preprocess_cfg`."""
+    return json.loads((_place(name) / CONFIG).read_text(encoding="utf-8"))
+
+
 def load(path: str) -> tuple[Any, Any]:
     """The whole model, in evaluation mode on the CPU, and the images' preprocessing."""
     library = open_clip()
@@ -62,9 +67,8 @@ def load_half(path: str, half: Literal["visual", "text"]) -> Any:
     from open_clip.model import _build_text_tower, _build_vision_tower
 
     with standard(path) as name, _text_tower_at_hand(path):
-        folder = Path(name.removeprefix("local-dir:"))
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-        tensors = _tensors(folder / WEIGHTS, half)
+        settings = settings_of(name)["model_cfg"]
+        tensors = _tensors(_place(name) / WEIGHTS, half)
         if "multimodal_cfg" not in settings and tensors:
             config = dict(settings["vision_cfg" if half == "visual" else "text_cfg"])
             build = _build_vision_tower if half == "visual" else _build_text_tower
@@ -85,7 +89,7 @@ def load_preprocess(path: str, size: Any) -> Any:
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     with standard(path) as name:
-        settings = json.loads((Path(name.removeprefix("local-dir:")) / CONFIG).read_text(encoding="utf-8"))
+        settings = settings_of(name)
     stated = merge_preprocess_dict(PreprocessCfg(), settings.get("preprocess_cfg", {}))
     return image_transform_v2(PreprocessCfg(**{**stated, "size": size}), is_train=False)
 
@@ -117,6 +121,10 @@ def batched(preprocess: Any) -> tuple[Any, Any]:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     return single, lambda pixels: last(pixels.float().div(255))
+
+
+def _place(name: str) -> Path:
+    return Path(name.removeprefix("local-dir:"))
 
 
 def _tensors(file: Path, half: str) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def _standard(folder: Path, target: Path) -> Path:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings = settings if "model_cfg" in settings else {"model_cfg": settings}
     text = settings["model_cfg"].get("text_cfg", {})
-    tower = _text_tower(folder, str(text.get("hf_model_name") or ""))
+    tower = text_tower(folder, str(text.get("hf_model_name") or ""))
     if config.name == CONFIG and weights[0].name == WEIGHTS and tower is None:
         return folder
 
@@ -172,7 +180,7 @@ def _standard(folder: Path, target: Path) -> Path:
     return target
 
 
-def _text_tower(folder: Path, name: str) -> Path | None:
+def text_tower(folder: Path, name: str) -> Path | None:
     """Where in the folder the config of a text tower of the transformers library lies, if it is there.
 
     open_clip takes its name as a path from wherever the process happens to be, or else as one on a hub.

@@ -21,16 +21,16 @@ def figures(
         captions: their words: an equal caption is as right as the sample's own.
 
     Returns:
-        `image_to_text@1`, `image_to_text@10`, `text_to_image@1`, `text_to_image@10`, `auc`, and `chance@1`,
-        what guessing would have.
+        `image_to_text_r1`, `image_to_text_r10`, `text_to_image_r1`, `text_to_image_r10`, `auc`, and
+        `chance_r1`, what guessing would have.
     """
     cosines = _unit(images) @ _unit(texts).T
     alike = np.array(captions)[:, None] == np.array(captions)[None]
     found: dict[str, float] = {}
     for name, table in (("image_to_text", cosines), ("text_to_image", cosines.T)):
         ranks = _ranks(table, alike)
-        found |= {f"{name}@{k}": float((ranks < k).mean()) for k in (1, 10)}
-    return {**found, "auc": _auc(cosines, alike), "chance@1": float(alike.mean())}
+        found |= {f"{name}_r{k}": float((ranks < k).mean()) for k in (1, 10)}
+    return {**found, "auc": _auc(cosines, alike), "chance_r1": float(alike.mean())}
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
