@@ -61,6 +61,10 @@ class Embed(ShardStage):
                 "embed has `images` and no `image` encoder: add one, such as {kind: open_clip, path}."
             )
         lacking = of_clip(self.text) or of_clip(self.image)
+        if lacking and self.clip is None:
+            raise ValueError(
+                "An open_clip encoder has no weights: name a `path`, or a `clip` that they are taken from."
+            )
         if self.clip is not None and not lacking:
             raise ValueError(
                 "embed has a `clip` that no encoder uses: set `text` or `image` to {kind: open_clip}."
