@@ -53,7 +53,7 @@ class Sampled:
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(
-                f"sampled: temperature is {self.temperature:g}; it must be above 0, whose limit is `kind: greedy`."
+                f"sampled: temperature is {self.temperature:g}; it must be above 0 (`kind: greedy` is 0)."
             )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"sampled: top_k is {self.top_k}; it must be at least 1, or null.")

@@ -45,8 +45,8 @@ def files_of(config: SmallCoCa | NamedCoCa | TrainedCoCa, captions: Iterable[str
     if isinstance(config, NamedCoCa):
         if model.get("text_cfg", {}).get("hf_model_name"):
             raise ValueError(
-                f"{config.summary} has a text tower of the transformers library, which does not write word by "
-                "word: take a CoCa whose text tower is open_clip's own, such as coca_ViT-B-32."
+                f"{config.summary} has a text tower of the transformers library, which does not write: "
+                "take a CoCa whose text tower is open_clip's own, such as coca_ViT-B-32."
             )
         return {clip.CONFIG: canonical({"model_cfg": model, "preprocess_cfg": {}})}
     tokenizer_files, count = word_pieces(captions, config.pieces)

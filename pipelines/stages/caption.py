@@ -153,7 +153,7 @@ def _weighed(config: CaptionerConfig, model: Any) -> CaptionerConfig:
         return config
     if model.record.get("task") != "captioner":
         raise ValueError(
-            f"{model.storage.url} is a snapshot of a {model.record.get('task')}, which does not write: "
+            f"{model.storage.url} is a snapshot of kind {model.record.get('task')}, which does not write: "
             "give `model` one of train_captioner."
         )
     return dataclasses.replace(config, path=str(model.local()))

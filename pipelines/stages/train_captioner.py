@@ -25,9 +25,9 @@ WEIGHTS = "open_clip_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCaptioner(Stage):
-    """Trains a CoCa of open_clip (Yu et al., 2022) on the train split; averaged weights are the snapshot.
+    """Trains a CoCa of open_clip (Yu et al., 2022) on the train split; averaged weights are its snapshot.
 
-    The snapshot's folder is in open_clip's format: `open_clip.create_model_and_transforms("local-dir:FOLDER")`
+    The snapshot's folder is in open_clip's format: its `create_model_and_transforms("local-dir:FOLDER")`
     loads it, and `caption` speaks by it, as `model` of a captioner of `kind: coca`.
     """
 
@@ -142,7 +142,7 @@ class TrainCaptioner(Stage):
             return self
         if initial.record.get("task") != "captioner":
             raise ValueError(
-                f"{initial.storage.url} is a snapshot of a {initial.record.get('task')}: "
+                f"{initial.storage.url} is a snapshot of kind {initial.record.get('task')}: "
                 "give `initial` one of train_captioner."
             )
         return dataclasses.replace(self, initial=None, network=TrainedCoCa(path=str(initial.local())))

@@ -26,6 +26,7 @@ MODULES = (
     "quickstart",
     "upscale",
     "detection",
+    "captioning",
     "verdict",
     "cluster",
 )

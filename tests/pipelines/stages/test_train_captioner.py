@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from diffusion.config import OptimizationConfig
 from pipelines.captioners import CoCa, Subject
+from pipelines.captioners.decoding import Beams, Greedy, Sampled
 from pipelines.coca.config import NamedCoCa, SmallCoCa, TrainedCoCa
 from pipelines.dataset import Dataset
 from pipelines.shards import canonical
+from pipelines.stages.caption import Caption
 from pipelines.stages.train_captioner import TrainCaptioner
 from tests.pipelines import tiny
 from tests.pipelines.coca import folders
@@ -165,3 +168,62 @@ def test_what_cannot_be_trained_is_said_in_a_line(inputs: dict[str, Dataset], tm
             stage(**fields)
     with pytest.raises(ValueError, match="no multiple"):
         SmallCoCa(image_size=20, patch=8)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does(inputs: dict[str, Dataset], tmp_path: Path) -> None:
+    """The contrastive loss is among all pairs of the batch, whichever rank holds them."""
+    from tests.pipelines.training.test_trainer import gang
+
+    few = stage(images_seen=32, optimization=OptimizationConfig(lr=1e-2, warmup=0))
+    alone = tiny.run(few, tiny.session(tmp_path, inputs, output="alone", checkpoints="alone"))
+    gang(2, tmp_path / "two", inputs, few)
+    still = stage(images_seen=8, optimization=OptimizationConfig(lr=0.0, warmup=0))
+    begun = tiny.run(still, tiny.session(tmp_path, inputs, output="begun", checkpoints="begun"))
+
+    def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([tensors[name].float().flatten() for name in sorted(tensors)])
+
+    one, start = (flat(s.tensors("open_clip_model.safetensors")) for s in (alone, begun))
+    two = flat(load((tmp_path / "two" / "output" / "open_clip_model.safetensors").read_bytes()))
+    assert (one - start).abs().mean() > 5e-3
+    # AdamW takes steps of full length where a gradient is nothing but rounding.
+    assert (two - one).abs().mean() < 0.05 * (one - start).abs().mean()
+
+
+def test_its_captions_are_the_same_from_any_number_of_workers(
+    inputs: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Shards are made by any worker, in any order."""
+    model = tiny.run(stage(), tiny.session(tmp_path, inputs))
+    line = {"images": inputs["images"], "model": model}
+    for decoding in (Greedy(), Beams(width=2), Sampled(temperature=1.5)):
+        captioner = CoCa(decoding=decoding, max_tokens=6, micro_batch=4)
+        captions = Caption(images="images", model="model", captioners=(captioner,))
+        plans = captions.plan(line)
+
+        def of(worker: list[int], captions: Caption = captions, plans: Any = plans) -> dict[int, Any]:
+            make = captions.open(line)
+            found = {}
+            for n in worker:
+                rows = captions.rows(line, plans[n])
+                # In pieces too: a killed worker's rows are taken up where they lie.
+                cut = len(rows) // 3 if len(worker) < 3 else 0
+                found[n] = [*make(plans[n], rows[:cut]), *make(plans[n], rows[cut:])]
+            return found
+
+        one = of([0, 1, 2])
+        assert {**of([2, 1]), **of([0])} == one
+        assert {**of([1]), **of([2]), **of([0])} == one
+        assert all(sample.members["captions.json"] for samples in one.values() for sample in samples)
+
+
+def test_a_captioner_is_named_where_it_is_needed(inputs: dict[str, Dataset], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without weights"):
+        Caption(images="images", captioners=(CoCa(),))
+    with pytest.raises(ValueError, match="no captioner reads"):
+        Caption(images="images", model="model")
+    other = tiny.autoencoder(tmp_path / "autoencoder")
+    caption = Caption(images="images", model="model", captioners=(CoCa(),))
+    with pytest.raises(ValueError, match="which does not write"):
+        caption.open({"images": inputs["images"], "model": other})
