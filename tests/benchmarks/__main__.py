@@ -23,6 +23,7 @@ MODULES = (
     "verifying",
     "ratios",
     "encoding",
+    "autoencoder",
     "quickstart",
     "upscale",
     "detection",
