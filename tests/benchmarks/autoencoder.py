@@ -82,8 +82,7 @@ def bench_autoencoder_latents() -> Iterator[Result]:
             value=statistics.mean(after),
             unit=unit,
             better=better,  # pyright: ignore[reportArgumentType]
-            against=f"before {statistics.mean(before):.4g}"
-            + (f"; floor {floor:.1f}" if name == "kid" else ""),
+            against=f"before {statistics.mean(before):.4g}{aside}",
             n=len(gains),
             spread=(min(after), max(after)),
             note=f"the quickstart with {MODEL_IMAGES:,} images of its model's training; smallest and largest",
