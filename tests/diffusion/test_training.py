@@ -20,7 +20,7 @@ from diffusion.config import OptimizationConfig
 from diffusion.denoiser import Denoiser
 from diffusion.losses import flow_matching
 from diffusion.times import LogitNormal
-from diffusion.training import Progress, TrainingState, fit
+from diffusion.training import Progress, Rival, TrainingState, fit
 
 BATCH = 5
 OPTIMIZATION = OptimizationConfig(lr=1e-2, weight_decay=0.01, warmup=20, cooldown=30)
@@ -125,6 +125,61 @@ def test_a_longer_training_goes_on_from_a_shorter_ones_checkpoint_before_its_coo
     assert_same(saved(continued), saved(longer))
     # Not so from its end, which has cooled down.
     assert not saved(shorter)["module.time.weight"].equal(saved(longer)["module.time.weight"])
+
+
+class Contest(nn.Module):
+    """A weight that wants to be 1, and a rival with a gradient a hundred times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(3))
+        self.rival = nn.Linear(3, 1, bias=False)
+        nn.init.zeros_(self.rival.weight)
+
+    def losses(self, at: np.ndarray) -> Tensor:
+        return (((self.own - 1) ** 2).sum() + 100 * ((self.rival.weight - 1) ** 2).sum()).expand(len(at))
+
+
+@pytest.mark.parametrize("start", [0, 20])
+def test_a_rival_begins_late_at_its_own_rate_under_its_own_limit(start: int):
+    optimization = replace(OPTIMIZATION, weight_decay=0.5, clip=0.1, warmup=0, cooldown=0)
+    rival = Rival(name="rival", start=start, rate=0.25)
+    module, alone = Contest(), Contest()
+    alone.rival.requires_grad_(False)
+    state = TrainingState.start(module, optimization, rival=rival)
+    reference = TrainingState.start(alone, optimization)
+    given = {"optimization": optimization, "batch": BATCH, "target_images": 40}
+    reference_steps = fit(reference, positions(0), alone.losses, **given)
+    for progress, other in zip(
+        fit(state, positions(0), module.losses, **given), reference_steps, strict=True
+    ):
+        # neither the norm nor the step of the rest is touched by how large the rival's gradient is
+        assert progress.grad_norm.item() == pytest.approx(other.grad_norm.item())
+        torch.testing.assert_close(module.own, alone.own)
+        if progress.images_seen <= start:
+            assert module.rival.weight.eq(0).all()
+            assert not state.optimizers[0].state.get(module.rival.weight)
+        elif progress.images_seen == start + BATCH:
+            # AdamW's first step is as long as the learning rate
+            assert module.rival.weight.tolist()[0] == pytest.approx([0.25 * progress.lr] * 3, rel=1e-4)
+    assert state.ema.state_dict().keys() == {"own"}
+    into = Contest()
+    into.rival.weight.data.fill_(7.0)
+    state.ema.copy_to(into)
+    assert into.rival.weight.eq(7).all()
+    assert into.own.detach().equal(state.ema.averages[OPTIMIZATION.ema]["own"])
+
+
+def test_a_rivals_gradient_that_is_not_finite_costs_the_step():
+    module = Contest()
+    state = TrainingState.start(module, OPTIMIZATION, rival=Rival(name="rival"))
+    module.rival.weight.data.fill_(float("nan"))
+    (progress,) = fit(
+        state, positions(0), module.losses, optimization=OPTIMIZATION, batch=BATCH, target_images=BATCH
+    )
+    assert progress.skipped.item() == 1
+    assert progress.grad_norm.isfinite()
+    assert module.own.eq(0).all()
 
 
 def test_loading_copies():
