@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z i j"]:
         x = self.conv_in(x)
         for level in self.down_blocks:
-            for block in level:
+            for block in level.children():
                 x = block(x)
         z = self.conv_out(x)
         return z + _averaged(x, z.shape[1]) if self.shortcut else z
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         if self.shortcut:
             x = x + _repeated(z, x.shape[1])
         for level in reversed(self.up_blocks):
-            for block in level:
+            for block in level.children():
                 x = block(x)
         return self.conv_out(self.conv_act(self.norm_out(x)))
 

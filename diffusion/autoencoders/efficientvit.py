@@ -26,9 +26,22 @@ class ChannelNorm(nn.Module):
         return (F.rms_norm(x.movedim(1, -1), weight.shape, weight, 1e-5) + bias).movedim(-1, 1)
 
 
-def norm(kind: str, channels: int) -> ChannelNorm | nn.BatchNorm2d:
+class FixedBatchNorm(nn.BatchNorm2d):
+    """Batch norm (Ioffe & Szegedy, 2015) by the statistics that came with the weights, in training too.
+
+    An image's latent would otherwise depend on the others in its batch, and the statistics on the number of
+    workers; neither averages of weights nor checkpoints would hold them.
+    """
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:  # noqa: A002
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+def norm(kind: str, channels: int) -> ChannelNorm | FixedBatchNorm:
     """`kind`: "rms" or "batch"."""
-    return ChannelNorm(channels) if kind == "rms" else nn.BatchNorm2d(channels)
+    return ChannelNorm(channels) if kind == "rms" else FixedBatchNorm(channels)
 
 
 class EfficientViTBlock(nn.Module):

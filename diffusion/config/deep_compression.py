@@ -24,7 +24,8 @@ class DeepCompressionLevel:
     scales: tuple[int, ...] = ()
     """Sides of the neighbourhoods that queries, keys and values are mixed over, beside those of one place."""
     norm: Literal["rms", "batch"] = "rms"
-    """At the end of a block; of the decoder, the encoder's is always `rms`."""
+    """At the end of a block; of the decoder, the encoder's is always `rms`. `batch` goes by the statistics
+    that came with the weights, in training too: it is for continuing those."""
     activation: Activation = "silu"
     """Within a block of two convolutions; of the decoder, the encoder's is always `silu`."""
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
+from diffusion.autoencoders.efficientvit import LinearAttention
 from diffusion.config import DeepCompressionAutoencoderConfig, DeepCompressionLevel
 
 SMALL = DeepCompressionAutoencoderConfig(
@@ -21,10 +23,12 @@ SMALL = DeepCompressionAutoencoderConfig(
 )
 
 
+def level(channels: int, blocks: int = 1, **given: Any) -> DeepCompressionLevel:
+    return DeepCompressionLevel(channels=channels, blocks=blocks, **given)
+
+
 def test_sums_over_all_places_are_made_in_32_bits_under_autocast() -> None:
     """In bf16 the sum of more than 256 ones stays 256, and the mean of equal values is off."""
-    from diffusion.autoencoders.efficientvit import LinearAttention
-
     attention = LinearAttention(4, 4, (), "rms")
     with torch.no_grad():
         for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out):
@@ -34,6 +38,21 @@ def test_sums_over_all_places_are_made_in_32_bits_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         attention(torch.ones(1, 4, 40, 40))
     torch.testing.assert_close(seen[0].float(), torch.ones(1, 40, 40, 4))
+
+
+def test_training_leaves_the_statistics_of_batches_alone() -> None:
+    """What an image becomes depends on no other, nor on how many workers share a batch."""
+    torch.manual_seed(0)
+    batch = (level(8, norm="batch"), level(8, norm="batch", attention=True))
+    autoencoder = dataclasses.replace(SMALL, decoder=batch).build().train()
+    latents = torch.rand(2, 4, 4, 4)
+    before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    assert sum("running" in name for name in before) == 4
+    decoded = autoencoder.decode(latents)
+    torch.testing.assert_close(autoencoder.decode(latents[:1]), decoded[:1])
+    torch.testing.assert_close(autoencoder.eval().decode(latents), decoded)
+    for name, tensor in autoencoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_every_weight_learns() -> None:
@@ -50,10 +69,6 @@ def test_every_weight_learns() -> None:
 def test_sides_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 2"):
         SMALL.build().encode(torch.zeros(1, 3, 9, 9))
-
-
-def level(channels: int, blocks: int = 1, **given: Any) -> DeepCompressionLevel:
-    return DeepCompressionLevel(channels=channels, blocks=blocks, **given)
 
 
 @pytest.mark.parametrize(

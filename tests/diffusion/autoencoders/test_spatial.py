@@ -14,6 +14,7 @@ SMALL = SpatialAutoencoderConfig(channels=(8, 16), groups=4, blocks=1)
 def test_deviations_stay_finite_for_any_weights() -> None:
     autoencoder = SMALL.build()
     assert isinstance(autoencoder, SpatialAutoencoder)
+    assert autoencoder.encoder.conv_out.bias is not None
     torch.nn.init.constant_(autoencoder.encoder.conv_out.bias, 1e6)
     assert autoencoder.encode(torch.rand(2, 3, 8, 8)).std.isfinite().all()
 

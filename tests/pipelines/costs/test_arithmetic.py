@@ -59,7 +59,8 @@ def test_a_denoisers_work_is_what_torch_counts(
             text=torch.zeros(1, tokens, text) if tokens else None,
             mask=torch.ones(1, tokens, dtype=torch.bool) if tokens else None,
             pooled=torch.zeros(1, text) if text else None,
-            **({"low": torch.zeros(1, low, size, size), "level": torch.zeros(1)} if low else {}),
+            low=torch.zeros(1, low, size, size) if low else None,
+            level=torch.zeros(1) if low else None,
         )
         x, t = torch.zeros(1, 4, size, size), torch.zeros(1)
         flops, parameters = counted(lambda: module(x, t, condition), module)
