@@ -227,7 +227,8 @@ def _check_inputs(stage: Train, inputs: Inputs) -> None:
     statistics = latents.manifest.get("statistics", {})
     if "latents" not in statistics:
         raise ValueError(f"{stage.latents} holds no latents: name an encode stage.")
-    if statistics.get("autoencoder") != autoencoder.digest():
+    # One whose decoder alone was trained on gives latents of the one that it began with.
+    if statistics.get("autoencoder", "") not in (autoencoder.digest(), autoencoder.record.get("encodes_as")):
         raise ValueError(
             f"{stage.latents} was not encoded by {stage.autoencoder}: "
             "name the autoencoder that encode was given."

@@ -246,6 +246,12 @@ def test_of_the_decoder_alone_the_latents_stay(images: Dataset, tmp_path: Path) 
     batch = torch.from_numpy(np.stack([tiny.picture(n) for n in range(4)])).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         assert snapshot.autoencoder().encode(batch).mean.equal(initial.autoencoder().encode(batch).mean)
+    # so a denoiser of those latents can be given the better decoder
+    latents = tiny.latents(tmp_path / "latents", initial)
+    line = {"latents": latents, "autoencoder": snapshot, "text": None, "images": None}
+    bare = tiny.train(text=None, images=None, images_seen=8)
+    drawn = tiny.run(bare, tiny.session(tmp_path / "denoiser", line))
+    assert drawn.record["files"][FILE] == snapshot.record["files"][FILE]
     assert encoding(initial.autoencoder()) == {n for n in before if n.startswith("encoder.")}
 
 
