@@ -23,6 +23,7 @@ MODULES = (
     "verifying",
     "ratios",
     "encoding",
+    "embedding",
     "autoencoder",
     "quickstart",
     "upscale",
