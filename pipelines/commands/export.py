@@ -1,4 +1,4 @@
-"""`latentmill export`: a dataset in another tool's form."""
+"""`latentmill export`: a dataset, or an autoencoder, in another tool's form."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a dataset as an image folder, as WebDataset tars or as Parquet that other tools read.
+    """Write a dataset as an image folder, as WebDataset tars or as Parquet that other tools read; or the
+    autoencoder of a snapshot as a folder for diffusers.
 
-    Datasets are named as a folder or URL, or as RECIPE:STAGE of this store; where DATASET is a RECIPE:STAGE,
+    Both are named as a folder or URL, or as RECIPE:STAGE of this store; where DATASET is a RECIPE:STAGE,
     other stages of that recipe by STAGE alone.
     """
 
     dataset: Annotated[Positional[str], shown_as("DATASET")]
-    """Images: a dataset's folder or URL, or RECIPE:STAGE."""
+    """Images: a dataset's folder or URL, or RECIPE:STAGE. For diffusers, a snapshot."""
     out: Annotated[Positional[Path], shown_as("OUT")]
     """A folder that is not there yet, or is empty."""
-    form: Literal["folder", "webdataset", "parquet"] = "folder"
+    form: Literal["folder", "webdataset", "parquet", "diffusers"] = "folder"
     """Class folders with metadata; tars with every column joined, as open_clip trains on; Parquet with images
-    inside, as HuggingFace datasets takes it."""
+    inside, as HuggingFace datasets takes it; config.json and safetensors, as diffusers loads autoencoders."""
     captions: Annotated[str | None, shown_as("DATASET")] = None
     """A caption stage's dataset, for the text of each image, if not what the images came with."""
     keep: Annotated[str | None, shown_as("DATASET")] = None
@@ -44,6 +45,8 @@ class Export:
     """Print JSON."""
 
     def __call__(self, flags: Sequence[str]) -> int:
+        if self.form == "diffusers":
+            return self._autoencoder()
         from pipelines.export import export
 
         columns = []
@@ -70,6 +73,23 @@ class Export:
             screen.print(f"{split:12} {count:9,}  {done.files[split]}", markup=False, soft_wrap=True)
         for why, count in done.left_out.items():
             screen.print(f"left out     {count:9,}  {why}", markup=False, soft_wrap=True)
+        return 0
+
+    def _autoencoder(self) -> int:
+        from cluster.storage import Storage
+        from pipelines.export.diffusers import write
+        from pipelines.models import SnapshotFolder
+
+        if self.captions or self.keep or self.columns:
+            raise ValueError("--captions, --keep and --columns are of datasets; diffusers takes a snapshot.")
+        snapshot = SnapshotFolder.open(Storage.at(resolve(self.dataset, self.store)))
+        settings = write(snapshot, self.out)
+        if self.json:
+            say_json({"out": str(self.out), "form": self.form, "config": settings})
+            return 0
+        screen, name = console(), settings["_class_name"]
+        screen.print(f"an {name} in {self.out}", markup=False, soft_wrap=True)
+        screen.print(f'diffusers.{name}.from_pretrained("{self.out}")', markup=False, soft_wrap=True)
         return 0
 
     def _opened(self, reference: str) -> Dataset:

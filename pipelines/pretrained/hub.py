@@ -130,7 +130,7 @@ def _asked(model: HubModel, question: Callable[[], str]) -> str | None:
         raise ValueError(
             f"The hub has no {model.repo} for you: check the name, and set HF_TOKEN if it is private."
         ) from error
-    except (errors.HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise ValueError(
             f"{where} could not be fetched ({type(error).__name__}): try again later, "
             "or fetch it elsewhere and name the folder."
