@@ -27,9 +27,9 @@ class Towers:
     """Of the shared space."""
     image_head: Literal["linear", "mlp"] = "linear"
     """Projection of the image features; `mlp` has one hidden layer of twice the width."""
-    text_head: Literal["none", "linear", "mlp"] = "linear"
+    text_head: Literal["none", "linear", "mlp"] = "none"
     """Projection of the mean of MiniLM's states; `none` takes it as it is, and needs a `width` of 384."""
-    dropout: float = 0.3
+    dropout: float = 0.5
     """Share of the image features that a step does not see."""
 
     def __post_init__(self) -> None:

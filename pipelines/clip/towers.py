@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 IMAGE_WIDTH, TEXT_WIDTH = 1280, 384
 MICRO_BATCH = 8
-"""Images, or texts, a forward call of a tower, which the last is padded to."""
+"""Images a forward call of their tower, which the last is padded to."""
+TEXTS = 32
+"""Texts a forward call of theirs."""
 CONTEXT = 77
 """Tokens of a text; what is longer is cut."""
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -117,10 +119,10 @@ class FrozenTowers:
         tokens = [encoding.ids for encoding in tokenizer.encode_batch([_clean(text) for text in texts])]
         found = torch.empty(len(texts), TEXT_WIDTH)
         for length, rows in by_length([len(t) for t in tokens], CONTEXT).items():
-            for start in range(0, len(rows), MICRO_BATCH):
-                run = rows[start : start + MICRO_BATCH]
-                ids = torch.zeros(MICRO_BATCH, length, dtype=torch.int64)
-                for n, row in enumerate([*run, *run[-1:] * (MICRO_BATCH - len(run))]):
+            for start in range(0, len(rows), TEXTS):
+                run = rows[start : start + TEXTS]
+                ids = torch.zeros(TEXTS, length, dtype=torch.int64)
+                for n, row in enumerate([*run, *run[-1:] * (TEXTS - len(run))]):
                     ids[n, : len(tokens[row])] = torch.tensor(tokens[row])
                 ids = ids.to(self.device)
                 with torch.no_grad():

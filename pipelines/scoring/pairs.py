@@ -32,7 +32,7 @@ def evaluate(stage: EvaluateClip, session: Session) -> dict[str, Any]:
         raise ValueError(
             f"{snapshot.storage.url} is no CLIP: give `model` a train_clip stage, or a snapshot of one."
         )
-    images, captions = _pairs(stage, session.inputs)
+    images, captions = pairs(stage, session.inputs)
     path = str(snapshot.local())
     seen = OpenClipImages(path=path).build(micro_batch=stage.micro_batch).encode(images)
     texts = OpenClipTexts(path=path).build(micro_batch=stage.micro_batch).encode(captions)
@@ -53,7 +53,7 @@ def evaluate(stage: EvaluateClip, session: Session) -> dict[str, Any]:
     return {**metrics, "model": snapshot.digest()}
 
 
-def _pairs(stage: EvaluateClip, inputs: Any) -> tuple[list[Image], list[str]]:
+def pairs(stage: EvaluateClip, inputs: Any) -> tuple[list[Image], list[str]]:
     """Images and first captions of the split, which and in which order by seed and keys alone."""
     from PIL import Image as Pillow
 

@@ -39,12 +39,12 @@ class TrainClip(Stage):
     """softmax: CLIP's, over the batch of all workers; sigmoid: SigLIP's (Zhai et al., 2023)."""
     temperature: float = 0.07
     """At the beginning; it is learned. Of a checkpoint, its own is taken."""
-    images_seen: int = 120_000
+    images_seen: int = 80_000
     """Pairs that training sees, each as often as it takes. A larger number continues the shorter run."""
     batch: int = 512
     """Pairs a step, over all workers: each is told from all the others."""
     optimization: OptimizationConfig = OptimizationConfig(
-        lr=1e-3, weight_decay=0.1, decayed="matrices", warmup=5_000, cooldown=60_000
+        lr=1e-3, weight_decay=0.1, decayed="matrices", warmup=10_000, cooldown=48_000
     )
     flips: bool = True
     """Mirrors half of the images left to right."""

@@ -28,6 +28,7 @@ MODULES = (
     "quickstart",
     "upscale",
     "detection",
+    "clip",
     "captioning",
     "verdict",
     "cluster",
