@@ -177,7 +177,7 @@ def test_what_overflows_is_made_again_in_float32_and_the_rest_is_left(tmp_path: 
         # One word is larger than fp16 can carry through the first layer's norm.
         model.embeddings.word_embeddings.weight[folders.WORDS.index("snow")] = 1e5
     model.save_pretrained(tmp_path)
-    config = {"path": str(tmp_path)}
+    config: dict[str, Any] = {"path": str(tmp_path)}
     wide = Transformer(**config).build(micro_batch=4).encode(CAPTIONS)
     narrow = Transformer(**config, precision="float16").build(micro_batch=4)
     found = narrow.encode(CAPTIONS)

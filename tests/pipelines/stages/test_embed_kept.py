@@ -14,10 +14,20 @@ import torch
 from diffusion.config import GuidanceConfig
 from pipelines.arrays import from_npy
 from pipelines.dataset import Dataset
-from pipelines.embedders import MiniLM, Several, caption_digest, load_text
+from pipelines.embedders import (
+    MiniLM,
+    OpenClipImages,
+    OpenClipTexts,
+    Several,
+    Transformer,
+    caption_digest,
+    load_text,
+)
 from pipelines.embedders.storing import empty
 from pipelines.models import Generator
+from pipelines.runner.fingerprint import digest
 from pipelines.stages.embed import Embed
+from pipelines.stages.train import Train
 from pipelines.training.tasks.denoiser import DenoiserTask
 from tests.pipelines import tiny
 from tests.pipelines.stages.making import column, made
@@ -163,3 +173,18 @@ def test_what_does_not_go_together_is_said(inputs: dict[str, Any]) -> None:
         Embed(captions="captions", clip="clip")
     with pytest.raises(ValueError, match="of one open_clip model"):
         Embed(captions="captions", similarity=True)
+
+
+def test_what_was_embedded_and_trained_before_stays_so() -> None:
+    """Digests of the meaning of stages as they were before anything but vectors of one encoder was kept."""
+    stages: dict[str, Any] = {
+        "664f308dd40a8fef": Embed(captions="a"),
+        "6cf0b269238addd2": Embed(
+            captions="a", text=OpenClipTexts(path="/x"), images="b", image=OpenClipImages(path="/x")
+        ),
+        "3c0ac051d2b2f10d": Embed(captions="a", text=Transformer(path="/x", max_tokens=77)),
+        "c0992b53ac3c2636": Train(latents="l", autoencoder="v", text="t"),
+    }
+    for known, stage in stages.items():
+        assert digest([stage.name(), stage.version, stage.meaning()])[:16] == known
+    assert MiniLM().identity()[:16] == "96982b6858705fc1"
