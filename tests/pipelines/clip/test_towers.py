@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed
 from PIL import Image
 
 from diffusion.config import OptimizationConfig
@@ -144,6 +146,46 @@ def test_timms_network_is_ours() -> None:
         truth, found = network((pixels - mean) / std), EfficientNetLite0(state).features(pixels)
     torch.testing.assert_close(found, truth, atol=1e-4, rtol=1e-4)
     assert truth.std() > 0.1
+
+
+class Means:
+    """In place of the network: cheap features that tell images apart."""
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3)).repeat(1, 427)[:, :1280]
+
+
+def towers() -> FrozenTowers:
+    made = FrozenTowers.__new__(FrozenTowers)
+    made.device, made._network = torch.device("cpu"), Means()  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def decode(number: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8, 3), 20 * number, np.uint8))
+
+
+def _rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    torch.save(towers()._features(decode, 11, flip=False), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_share_out_the_features(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    alone = towers()._features(decode, 11, flip=False)
+    assert alone.shape == (11, 1280)
+    assert alone[:, 0].tolist() == pytest.approx([20 * n / 255 for n in range(11)])
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone)
 
 
 def test_a_width_that_cannot_be_is_said() -> None:
