@@ -54,7 +54,8 @@ class Transformer:
     """Mean of the last states, or the last token's state, scaled to length 1; or the model's own vector as it
     is: a CLIP's projected one where it has a projection, else the one before it; a BERT's pooler."""
     precision: Precision = _added("float32")
-    """Of weights and arithmetic. What overflows in it is made again in float32, and counted."""
+    """Of weights and arithmetic. What overflows in it is made again in float32, and counted; but transformers
+    itself cuts T5's numbers to what float16 holds, so take bfloat16 for T5."""
 
     def __post_init__(self) -> None:
         if self.layer >= 0:

@@ -24,7 +24,8 @@ class Embed(ShardStage):
 
     `<caption digest>.text.npy` holds fp16 token states [tokens, width] without padding, `<caption
     digest>.pooled.npy` the pooled vector; a sample's `text.json` lists its captions as
-    [{"digest", "weight"}]. With an image encoder a sample also has `image.npy`, fp16 [width].
+    [{"digest", "weight"}]. Of several encoders the states are `text.0.npy`, `text.1.npy` and so on. With an
+    image encoder a sample also has `image.npy`, fp16 [width].
     """
 
     version: ClassVar[int] = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from pipelines.stages.embed import Embed
 from pipelines.stages.train import Train
 from pipelines.training.tasks.denoiser import DenoiserTask
 from tests.pipelines import tiny
+from tests.pipelines.embedders import folders
 from tests.pipelines.stages.making import column, made
 
 BOTH = Several(encoders=(MiniLM(max_tokens=6), MiniLM(max_tokens=9)), join="tokens")
@@ -188,3 +189,22 @@ def test_what_was_embedded_and_trained_before_stays_so() -> None:
     for known, stage in stages.items():
         assert digest([stage.name(), stage.version, stage.meaning()])[:16] == known
     assert MiniLM().identity()[:16] == "96982b6858705fc1"
+
+
+def test_what_overflows_is_counted_and_what_is_never_finite_is_a_reject(
+    captions: Dataset, tmp_path: Path
+) -> None:
+    model = folders.model(tmp_path / "bert", "BertModel")
+    found = {}
+    for name, value, precision in (("half", 1e5, "float16"), ("single", 1e30, "float32")):
+        with torch.no_grad():  # of a word in one of each sample's two captions
+            model.embeddings.word_embeddings.weight[folders.WORDS.index("in")] = value
+        model.save_pretrained(tmp_path / "bert")
+        text = Transformer(path=str(tmp_path / "bert"), precision=cast(Any, precision))
+        stage = Embed(captions="captions", text=text, micro_batch=4)
+        found[name] = made(stage, {"captions": captions}, tmp_path / name)
+    assert found["half"].manifest["statistics"]["text"]["retried"] == 30
+    assert found["half"].manifest["notes"] == [
+        "captions of 30 samples overflowed and were embedded once more in float32"
+    ]
+    assert found["single"].manifest["counts"]["reasons"] == {"not_finite": 30}
