@@ -78,7 +78,7 @@ class Reconstruct:
         device = device_at_hand()
         dataset = Dataset.open(Storage.at(self.images))
         lpips = LPIPSHED(weights.load("hed"), weights.load("lpips-heads")).to(device)
-        extract = self.features.build()
+        features_of = self.features.build()
 
         @functools.cache
         def model(number: int) -> Autoencoder:
@@ -94,7 +94,7 @@ class Reconstruct:
                 made, latents = reconstructed(model(job.method), truth, micro_batch=self.micro_batch)
                 measures = measure(made, truth, lpips, micro_batch=self.micro_batch)
             found = [
-                extract([Image.fromarray(image) for image in run])[:count]
+                features_of([Image.fromarray(image) for image in run])[:count]
                 for run, count in batches(made, self.micro_batch)
             ]
             shown = {n: image for n, image in zip(job.numbers, made, strict=True) if n < self.shown}

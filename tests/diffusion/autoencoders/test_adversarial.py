@@ -78,8 +78,9 @@ def test_one_backward_gives_what_two_losses_and_two_networks_do(kind: Any, adapt
 
     network.zero_grad()
     made, moments, _ = network(images, noise)
-    network.discriminator.requires_grad_(False)
-    lost, deceived = pixels(made), deception(kind, network.discriminator(made))
+    discriminator: Any = network.discriminator
+    discriminator.requires_grad_(False)
+    lost, deceived = pixels(made), deception(kind, discriminator(made))
     scale = torch.tensor(0.7)
     if adaptive:
         wanted, opposed = (
@@ -88,8 +89,8 @@ def test_one_backward_gives_what_two_losses_and_two_networks_do(kind: Any, adapt
         scale = 0.7 * wanted / (opposed + 1e-6)
     torch.testing.assert_close(weighed.figures["adversarial_weight"], scale)
     (lost + scale.detach() * deceived + 0.1 * kl_divergence(moments)).sum().backward()
-    network.discriminator.requires_grad_(True)
-    contest(kind, network.discriminator(images), network.discriminator(made.detach())).sum().backward()
+    discriminator.requires_grad_(True)
+    contest(kind, discriminator(images), discriminator(made.detach())).sum().backward()
     by_hand = gradients(network)
     assert found.keys() == by_hand.keys()
     for name, gradient in by_hand.items():

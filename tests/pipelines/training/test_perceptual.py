@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     made = tmp_path_factory.mktemp("vit")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     ViTModel(ViTConfig(image_size=16, patch_size=4, **sizes), add_pooling_layer=False).save_pretrained(made)
     told = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
     (made / "preprocessor_config.json").write_text(json.dumps(told))
@@ -80,7 +86,7 @@ def test_a_network_of_ones_own_sees_what_it_was_trained_on(folder: Path) -> None
     """Beside transformers itself: resized, scaled by the folder's mean and deviation, hidden states."""
     from transformers import ViTModel
 
-    features = TransformersPerceptual(path=str(folder)).build().features
+    features: Any = TransformersPerceptual(path=str(folder)).build().features
     image = picture(16)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
     scaled = ((image + 1) / 2 - mean.reshape(1, 3, 1, 1)) / std.reshape(1, 3, 1, 1)

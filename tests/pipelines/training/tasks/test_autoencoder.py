@@ -224,7 +224,7 @@ def test_it_begins_with_anothers_weights(images: Dataset, tmp_path: Path) -> Non
     given = {"images": images, "initial": initial}
     kind = type(tiny.AUTOENCODER)()  # its shape is the initial one's
     started = stage(initial="vae", autoencoder=kind, discriminator=None)
-    begun = started.task(given, torch.device("cpu"), 1)
+    begun: Any = started.task(given, torch.device("cpu"), 1)
     for name, weight in begun.module.autoencoder.state_dict().items():
         assert weight.equal(initial.tensors(FILE)[name])
     snapshot = tiny.run(started, tiny.session(tmp_path, given))
