@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from diffusion.autoencoders.activations import ACTIVATIONS
 from diffusion.autoencoders.autoencoder import Autoencoder
+from diffusion.autoencoders.doubling import Doubling
 from diffusion.autoencoders.efficientvit import ChannelNorm, EfficientViTBlock, norm
 from diffusion.config.deep_compression import DeepCompressionAutoencoderConfig, DeepCompressionLevel
 from diffusion.latents import Moments
@@ -135,13 +136,11 @@ class Up(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, fold: bool, shortcut: bool = True) -> None:
         super().__init__()
         self.outputs, self.fold, self.shortcut = outputs, fold, shortcut
+        self.doubling = Doubling()
         self.conv = nn.Conv2d(inputs, 4 * outputs if fold else outputs, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        if self.fold:
-            y = F.pixel_shuffle(self.conv(x), 2)
-        else:
-            y = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        y = F.pixel_shuffle(self.conv(x), 2) if self.fold else self.conv(self.doubling(x))
         return y + F.pixel_shuffle(_repeated(x, 4 * self.outputs), 2) if self.shortcut else y
 
 

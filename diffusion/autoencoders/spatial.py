@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.autoencoders.autoencoder import Autoencoder
+from diffusion.autoencoders.doubling import Doubling
 from diffusion.latents import Moments
 
 
@@ -229,7 +230,8 @@ class Up(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.doubling = Doubling()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(self.doubling(x))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.autoencoders.activations import ACTIVATIONS
 from diffusion.autoencoders.autoencoder import Autoencoder
+from diffusion.autoencoders.doubling import Doubling
 from diffusion.latents import Moments
 
 
@@ -56,7 +57,7 @@ class TinyAutoencoder(Autoencoder):
         for level, blocks in enumerate(decoder_blocks):
             up.extend(ResidualBlock(width, activation) for _ in range(blocks))
             if level < len(decoder_blocks) - 1:
-                up += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+                up += [Doubling(), nn.Conv2d(width, width, 3, padding=1, bias=False)]
         self.decoder = Layers([*up, nn.Conv2d(width, image_channels, 3, padding=1)])
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Moments:

@@ -19,7 +19,7 @@ levels = (
 kinds = [
     (SpatialAutoencoderConfig(channels=(8, 16), groups=4, blocks=1), 10),
     (TinyAutoencoderConfig(encoder_channels=4, decoder_channels=4, encoder_blocks=(1, 1),
-                           decoder_blocks=(2, 1)), 5),
+                           decoder_blocks=(2, 1)), 6),
     (DeepCompressionAutoencoderConfig(latent_channels=4, head_width=4, encoder=levels, decoder=levels), 6),
 ]
 for config, blocks in kinds:
