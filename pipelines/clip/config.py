@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pipelines.clip.trainable import Trainable
 
-PARTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+PARTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*/*/config.json")
 
 
 @dataclass(frozen=True, kw_only=True)

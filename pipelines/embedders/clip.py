@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-_PARTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+_PARTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*/*/config.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pipelines.stages.train import Train
 from pipelines.stages.train_autoencoder import TrainAutoencoder
 
 RECIPES = sorted((Path(pipelines.__file__).parent / "recipes").glob("*.yaml"))
-TRAINING = [path for path in RECIPES if path.stem not in ("edit", "curate", "captioner")]
+TRAINING = [path for path in RECIPES if path.stem not in ("edit", "curate", "captioner", "clip")]
 DRAWING = [path for path in TRAINING if path.stem != "fashion_mnist_anomaly"]
 LARGEST = 20_000_000
 """Bytes of the shipped model, at most."""
