@@ -213,11 +213,11 @@ _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {".pth": _read_pth, "
 def file_digest(path: Path) -> str:
     """sha256 of a file, in hex; read once a process while it stands still."""
     stat = path.stat()
-    return _sha256_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return _sha256_of(path, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns), stat.st_ino)
 
 
 @functools.cache
-def _sha256_of(path: Path, size: int, modified: int, inode: int) -> str:
+def _sha256_of(path: Path, size: int, changed: tuple[int, int], inode: int) -> str:
     """Once a process for a file that stands still."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

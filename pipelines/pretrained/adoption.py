@@ -1,7 +1,7 @@
 """From a reference to a snapshot in the store: found there, or fetched, judged and written.
 
 `pretrained/<digest>` holds the snapshot; `pretrained/refs` says which one a model of the hub became, or a
-folder of a bucket as it was, so that neither is asked again. The manifest comes last.
+folder as it was, so that neither is asked or read again. The manifest comes last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.storage import Storage
+from cluster.storage import LocalStorage, Storage
 from pipelines import weights
 from pipelines.dataset import MANIFEST, write_manifest
 from pipelines.pretrained.folder import CONFIG, DiffusersFolder
@@ -81,7 +81,11 @@ def _of_folder(found: DiffusersFolder, store: Storage, fetch: Tell | None) -> St
     found.config()  # what cannot be used is said at once
     stamp = found.stamp()
     mark = f"{found.storage.url} {stamp}"
-    target = _remembered(store, mark) if stamp else _place(store, found)
+    target = _remembered(store, mark) if stamp else None
+    if target is None and isinstance(found.storage, LocalStorage):
+        target = _place(
+            store, found
+        )  # on a disk they are read to know them; in a bucket that would take long
     if target is not None and target.exists(MANIFEST):
         return target
     if fetch is None:

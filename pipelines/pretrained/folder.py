@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ INDEX = "diffusion_pytorch_model.safetensors.index.json"
 HALF = "diffusion_pytorch_model.fp16.safetensors"
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+FRESH = 2.0
+"""Seconds; some file systems tell times no finer."""
 RESOLUTION = 512
 """px, where the config states none (AutoencoderTiny, AutoencoderDC): what those that are known were made for.
 It only says with which side costs are reckoned, until there are images."""
@@ -70,11 +73,16 @@ class DiffusersFolder:
         return config(self.settings, self.name)
 
     def stamp(self) -> str | None:
-        """Changes when a file in a bucket does, without reading it; None on a disk, where files are read."""
-        if isinstance(self.storage, LocalStorage):
+        """Changes when a file does, without reading any; None where one changed so lately that another change
+        might not show in its times."""
+        names = (CONFIG, *self.files)
+        if not isinstance(self.storage, LocalStorage):
+            found = self.storage.files()
+            return _sha256([[name, *found.get(name, ())] for name in names])
+        states = [self.storage.local(name).stat() for name in names]
+        if max(state.st_ctime for state in states) > time.time() - FRESH:
             return None
-        found = self.storage.files()
-        return _sha256([[name, *found.get(name, ())] for name in (CONFIG, *self.files)])
+        return _sha256([[s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev] for s in states])
 
     def digest(self) -> str:
         """sha256 over config and weights, whatever their files are called."""

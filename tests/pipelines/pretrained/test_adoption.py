@@ -20,7 +20,7 @@ from cluster.storage import LocalStorage, Storage
 from pipelines.dataset import MANIFEST
 from pipelines.models import SnapshotFolder
 from pipelines.pretrained.adoption import adopted
-from pipelines.pretrained.folder import INDEX, WHOLE
+from pipelines.pretrained.folder import INDEX, WHOLE, DiffusersFolder
 from pipelines.stage import TooMany
 from tests import s3
 from tests.driver import Death
@@ -120,6 +120,26 @@ def test_a_folder_of_a_bucket_is_read_once(
         save_file(changed, Path(f"{store.url}.safetensors"))
         bucket.replace(WHOLE, Path(f"{store.url}.safetensors").read_bytes())
         assert taken(bucket.url, store).digest() != found.digest()
+
+
+def test_a_folder_that_stands_still_is_read_once(
+    vae: Path, tmp_path: Path, store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(vae, tmp_path / "vae")
+    assert DiffusersFolder.of(Storage.at(tmp_path / "vae"), "").stamp() is None, "it has changed just now"
+    monkeypatch.setattr("pipelines.pretrained.folder.FRESH", 0.0)
+    found = taken(tmp_path / "vae", store)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.weights.file_digest", lambda path: pytest.fail("it was read again"))
+        assert adopted(str(tmp_path / "vae"), store) == found.storage
+    times = (tmp_path / "vae" / WHOLE).stat()
+    data = bytearray((tmp_path / "vae" / WHOLE).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "vae" / WHOLE).write_bytes(data)
+    os.utime(tmp_path / "vae" / WHOLE, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(TooMany):
+        adopted(str(tmp_path / "vae"), store)
+    assert taken(tmp_path / "vae", store).digest() != found.digest()
 
 
 def pickled(folder: Path) -> None:
