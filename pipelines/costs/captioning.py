@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.captioners import CaptionerConfig, ClipTags, Endpoint, ImageToText, Tags
+from pipelines.captioners import CaptionerConfig, ClipTags, CoCa, Endpoint, ImageToText, Tags
 from pipelines.costs import rates
 from pipelines.costs.encoders import folder, tower
 
@@ -31,8 +31,9 @@ class Captioning:
     """What was supposed, for the plan's last lines."""
 
 
-def captioning(config: CaptionerConfig, *, side: int) -> Captioning:
-    """What one captioner takes for an image whose sides are `side` px."""
+def captioning(config: CaptionerConfig, *, side: int, own: float = 0.0) -> Captioning:
+    """What one captioner takes for an image whose sides are `side` px; `own` are the operations, on an image
+    and a caption, of the stage's own model."""
     looked = side * side / rates.READ
     if isinstance(config, Tags):
         return Captioning(core_seconds=looked, flops=rates.FEATURES)
@@ -43,6 +44,16 @@ def captioning(config: CaptionerConfig, *, side: int) -> Captioning:
         return _written(config, looked)
     if isinstance(config, Endpoint):
         return _asked(config, looked, side)
+    if isinstance(config, CoCa):
+        flops, said = (own / 2, "the stage's model") if own and not config.path else tower(config.path)
+        # Its words are looked for one after another, each time with all before them.
+        words = min(config.max_tokens, rates.SAID)
+        return Captioning(
+            core_seconds=looked,
+            flops=2 * flops,
+            waiting=words * rates.STEP / config.micro_batch,
+            told=f"{2 * flops / 1e9:.2g} GFLOP an image ({said}, and as much to write)",
+        )
     return Captioning(core_seconds=1 / rates.CAPTIONS)
 
 

@@ -35,6 +35,11 @@ def texts(config: Any) -> Encoding:
             pooled=sum(one.pooled for one in each),
             told=" and ".join(one.told for one in each),
         )
+    if config.kind == "towers":  # a CLIP of MiniLM and EfficientNet-Lite0
+        flops, width = rates.EMBEDDERS["minilm"]
+        return Encoding(
+            flops=flops, widths=(width,), pooled=config.width, told=f"{flops / 1e9:.2g} GFLOP (minilm)"
+        )
     flops, width = rates.EMBEDDERS.get(config.kind, rates.EMBEDDERS["transformers"])
     path, pooled = getattr(config, "path", ""), width
     try:
@@ -60,6 +65,8 @@ def texts(config: Any) -> Encoding:
 
 def images(config: Any) -> Encoding:
     """Of an image, by any kind of image encoder."""
+    if config.kind == "towers":
+        return Encoding(flops=rates.FEATURES, widths=(1280,), pooled=config.width, told="efficientnet_lite0")
     if config.kind == "open_clip":
         flops, told = tower(config.path)
         width = 512
@@ -96,19 +103,38 @@ def maps(config: Any) -> tuple[float, tuple[int, ...], str]:
     return flops, (width,) if pooled else (width, side, side), told
 
 
+def pairs(settings: Any) -> float:
+    """Operations of an open_clip model on an image with its caption, by its `model_cfg`; of a CoCa, those of
+    writing the caption too."""
+    text = settings["text_cfg"]
+    length = int(text.get("context_length", 77))
+    flops, _ = seen(settings["vision_cfg"])
+    flops += _blocks(int(text.get("layers", 12)), int(text.get("width", 512)), length)
+    flops += 2.0 * length * int(text.get("width", 512)) * int(text.get("vocab_size", 0))
+    said = settings.get("multimodal_cfg")
+    if said:
+        # A block that hears the words, and one that looks at the image.
+        flops += 2 * _blocks(int(said.get("layers", 12)), int(said.get("width", 512)), length)
+    return flops
+
+
+def seen(vision: Any) -> tuple[float, str]:
+    """Operations of an open_clip model's image half, by its `vision_cfg`; as ViT-B/32 takes for one that is
+    no transformer."""
+    width, layers = int(vision.get("width", 768)), vision.get("layers", 12)
+    tokens = (int(vision.get("image_size", 224)) // int(vision.get("patch_size", 16))) ** 2 + 1
+    if not isinstance(layers, int) or "timm_model_name" in vision:
+        return rates.CLIP, "as ViT-B/32 takes"
+    return 24.0 * layers * width * width * tokens, f"{layers} layers of {width}, {tokens} tokens"
+
+
 def tower(path: str) -> tuple[float, str]:
     """Operations of an open_clip checkpoint's half that sees, by its configuration."""
-    told: Any = {}
     try:
-        told = json.loads((folder(path) / "open_clip_config.json").read_text(encoding="utf-8"))
-        told = told.get("model_cfg", told)["vision_cfg"]
-        width, layers = int(told.get("width", 768)), told.get("layers", 12)
-        tokens = (int(told.get("image_size", 224)) // int(told.get("patch_size", 16))) ** 2 + 1
-        if isinstance(layers, int):
-            return 24.0 * layers * width * width * tokens, f"{layers} layers of {width}, {tokens} tokens"
+        told: Any = json.loads((folder(path) / "open_clip_config.json").read_text(encoding="utf-8"))
+        return seen(told.get("model_cfg", told)["vision_cfg"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        pass
-    return rates.CLIP, "as ViT-B/32 takes"
+        return rates.CLIP, "as ViT-B/32 takes"
 
 
 def folder(path: str) -> Path:

@@ -146,7 +146,8 @@ class _Estimate:
         """With `only_missing`, too, all images are reckoned with: what is missing shows only then."""
         of = self._of(stage.images)
         earlier = [self._of(name).captions for name in stage.captions]
-        works = [captioning(one, side=of.side) for one in stage.captioners]
+        own = self._of(getattr(stage, "model", None)).denoiser.flops
+        works = [captioning(one, side=of.side, own=own) for one in stage.captioners]
         self.assumptions += [work.told for work in works if work.told and of.samples and not self.done]
         cost = self._pool(
             stage,
@@ -199,6 +200,9 @@ class _Estimate:
     def _embed(self, stage: Any) -> tuple[Size, Cost]:
         of, mode = self._of(stage.captions), getattr(stage, "store", "cached")
         told, each = encoders.texts(stage.text), of.captions / max(1, of.samples)
+        trained = self._of(getattr(stage, "clip", None)).coder
+        if trained is not None and not getattr(stage.text, "path", "-"):
+            told = encoders.texts(trained)
         self.assumptions.append(f"{rates.TOKENS} tokens a caption, {told.told} each")
         held = {"text.json": member(60 * each)}
         if mode == "cached":
@@ -213,7 +217,8 @@ class _Estimate:
                 stage, "captions", stage.text, tokens=rates.TOKENS, batch=batch
             )
         if stage.image is not None:
-            seen = encoders.images(stage.image)
+            own = trained is not None and not getattr(stage.image, "path", "-")
+            seen = encoders.images(trained if own else stage.image)
             held["image.npy"] = array(seen.pooled)
             flops += of.samples * seen.flops
             side, batch = self._of(stage.images).side, stage.micro_batch
@@ -230,6 +235,39 @@ class _Estimate:
         self.assumptions.append(f"{flops / 1e9:.2g} GFLOP an image ({told})")
         held = {"features.npy": array(*shape)}
         return of, self._pool(stage, 0, of.samples * flops, kind="draw", samples=of.samples, held=held)
+
+    def _train_clip(self, stage: Any) -> tuple[Size, Cost]:
+        of, captions = self._of(stage.images), self._of(stage.captions)
+        if stage.model.kind == "towers":
+            # Frozen halves see each image, its mirror image and each caption once.
+            views = of.samples * (2 if stage.flips else 1)
+            flops = views * rates.FEATURES + captions.captions * rates.EMBEDDERS["minilm"][0]
+            cost = replace(self._timed(stage.resources, 0, flops, "draw", 0.0), bytes=110e6)
+            return Size(coder=stage.model), cost
+        return Size(), self._pairs(stage, getattr(stage.model, "settings", dict))
+
+    def _train_captioner(self, stage: Any) -> tuple[Size, Cost]:
+        cost = self._pairs(stage, getattr(stage.network, "settings", dict))
+        return Size(denoiser=Work(flops=cost.flops / 3 / stage.images_seen)), cost
+
+    def _pairs(self, stage: Any, settings: Callable[[], Any]) -> Cost:
+        """Training an open_clip model on images with captions; as ViT-B/32 where its config is not here."""
+        try:
+            flops = encoders.pairs(settings())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            flops = 2 * rates.CLIP
+        self.assumptions.append(f"{flops / 1e9:.2g} GFLOP an image and caption ({self.name})")
+        return self._training(stage, Work(flops=flops, parameters=flops / 100))
+
+    def _evaluate_autoencoder(self, stage: Any) -> tuple[Size, Cost]:
+        images, each = min(stage.count, self._of(stage.images).samples // 10), 3 * rates.FEATURES
+        models = [self._of(name) for name in stage.models]
+        flops = images * sum(of.encoder.flops + of.decoder.flops + each for of in models)
+        return Size(), self._pool(stage, 0, flops, kind="draw", taken=1e6)
+
+    def _evaluate_clip(self, stage: Any) -> tuple[Size, Cost]:
+        flops = self._of(stage.images).samples // 10 * 2 * rates.FEATURES
+        return Size(), self._pool(stage, 0, flops, kind="draw", taken=1e6)
 
     def _train(self, stage: Any) -> tuple[Size, Cost]:
         latents, text = self._of(stage.latents), self._of(stage.text)

@@ -213,7 +213,16 @@ def test_latents_are_of_the_images_size_and_not_of_the_autoencoders_training(tmp
     )
     found = costs(str(recipe), tmp_path / "store", images=1000).stages["latents"]
     assert set(found.columns) == {"moments.npy", "flipped.moments.npy", "index"}
-    assert found.columns["moments.npy"] == pytest.approx(8 * 24 * 24 * 2, rel=0.1)
+    assert found.columns["moments.npy"] == 512 + 512 * -(-(128 + 8 * 24 * 24 * 2) // 512)
+
+
+def test_a_clip_of_the_line_costs_what_its_towers_do_and_not_what_open_clips_would(tmp_path: Path) -> None:
+    found = costs("clip", tmp_path).stages
+    vectors = found["vectors"]
+    # MiniLM's on each caption and EfficientNet-Lite0's on each image
+    captions = vectors.flops - 1599 * 0.78e9
+    assert captions == pytest.approx(3 * 1599 * 0.35e9, rel=0.4)
+    assert (found["clip"].seconds or 0) > 30
 
 
 def test_what_ran_before_tells_how_long_it_takes(tmp_path: Path) -> None:
