@@ -49,7 +49,7 @@ class EmbedShard:
         self.similarity, self.micro_batch = similarity, micro_batch
         self.suffixes = suffixes(text, store)
         self.text = text.build(micro_batch=micro_batch) if self.suffixes else None
-        self.image = None if image is None else image.build(micro_batch=micro_batch)
+        self.image: Any = None if image is None else image.build(micro_batch=micro_batch)
         self.known = _Remembered(REMEMBERED)
 
     def __call__(self, shard: ShardPlan, rows: Sequence[Row]) -> Iterator[Sample]:

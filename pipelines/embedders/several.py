@@ -42,7 +42,8 @@ class Several:
 
 class SeveralEmbedder:
     def __init__(self, config: Several, micro_batch: int) -> None:
-        self.identity, self._join = config.identity(), config.join
+        self.identity = config.identity()
+        self._join: Join = config.join
         self._encoders: list[Any] = [encoder.build(micro_batch=micro_batch) for encoder in config.encoders]
         widths = [encoder.width for encoder in self._encoders]
         self.width = sum(widths) if config.join == "channels" else widths[-1]

@@ -171,7 +171,7 @@ def _load(config: Transformer, precision: Precision) -> Any:
 
     folder = local_folder(config.path, ("config.json",))
     settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    kind = transformers.AutoModel
+    kind: Any = transformers.AutoModel
     if settings.model_type in _ENCODERS or settings.is_encoder_decoder:
         kind = transformers.AutoModelForTextEncoding
     elif settings.model_type in _CLIP:

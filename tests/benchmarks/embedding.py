@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +74,8 @@ def bench_embed_images() -> Iterator[Result]:
             yield ratio(f"{name}_over_bare_{_device()}", "images/s", TARGET, mine, theirs)
             mine, theirs = interleaved(stage, script)
             beside = ratio(f"{name}_over_script_{_device()}", "images/s", 1.0, mine, theirs)
-            yield _against(beside, f"a plain open_clip loop: {statistics.median(theirs):.4g} images/s")
+            plain = f"a plain open_clip loop: {statistics.median(theirs):.4g} images/s"
+            yield replace(beside, against=plain)
             if gpu:
                 rate = statistics.median(mine)
                 yield Result(
@@ -122,7 +123,7 @@ def _text_pair(
     from pipelines.stages.embed import Embed
 
     stage = Embed(captions="captions", text=config, micro_batch=micro_batch)
-    make = stage.open(data.inputs)
+    make: Any = stage.open(data.inputs)
     calls: list[Callable[[], Any]] = []
 
     def whole() -> float:
@@ -160,7 +161,7 @@ def _image_pair(
     from pipelines.stages.embed import Embed
 
     stage = Embed(captions="captions", images="images", image=config, store="online", micro_batch=micro_batch)
-    make = stage.open(data.inputs)
+    make: Any = stage.open(data.inputs)
     device, network = device_at_hand(), make.image._visual
     size = getattr(network, "image_size", 224)
     side = size if isinstance(size, int) else size[0]
@@ -184,7 +185,8 @@ def _script(checkpoint: Path, data: Any, count: int, *, micro_batch: int) -> Cal
     import torch
     from PIL import Image
 
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{checkpoint}")
+    loaded: Any = open_clip.create_model_and_transforms(f"local-dir:{checkpoint}")
+    model, _, preprocess = loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     files = [record.members["image"] for record in data.inputs["images"].read("00000")]
@@ -381,12 +383,6 @@ def _stored(name: str, mine: float, padded: float, note: str) -> Result:
     )
 
 
-def _against(result: Result, text: str) -> Result:
-    import dataclasses
-
-    return dataclasses.replace(result, against=text)
-
-
 def _count(number: int) -> int:
     return max(8, int(number * SCALE))
 
@@ -398,7 +394,7 @@ def _device() -> str:
 
 
 def _wait(device: Any) -> None:
-    import torch
-
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize()

@@ -66,7 +66,8 @@ def test_as_sdxl_has_them(diffusers_folder: tuple[Path, dict[str, Any]]) -> None
 
     folder, parts = diffusers_folder
     names = ("text_encoder_2", "tokenizer", "tokenizer_2")
-    pipeline = StableDiffusionXLPipeline(
+    make: Any = StableDiffusionXLPipeline
+    pipeline = make(
         **{n: parts[n] for n in names},
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
         vae=None,
@@ -89,7 +90,8 @@ def test_as_stable_diffusion_3_has_them(diffusers_folder: tuple[Path, dict[str, 
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
     folder, parts = diffusers_folder
-    pipeline = StableDiffusion3Pipeline(**parts, vae=None, transformer=None, scheduler=None)
+    make: Any = StableDiffusion3Pipeline
+    pipeline = make(**parts, vae=None, transformer=None, scheduler=None)
     embedder = Several(encoders=encoders(folder), join="tokens").build(micro_batch=2)
     assert (embedder.width, embedder.pooled_width) == (48, 24)
     for prompt, found in zip(PROMPTS, embedder.encode(PROMPTS), strict=True):

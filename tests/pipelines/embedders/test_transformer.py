@@ -24,21 +24,6 @@ def test_a_local_folder_gives_what_the_package_gives() -> None:
     assert alone.states.tobytes() == given.encode(captions)[1].states.tobytes()
 
 
-def test_the_encoder_half_of_t5(tmp_path: Path) -> None:
-    from transformers import BertTokenizerFast, T5Config, T5Model
-
-    settings = T5Config(
-        vocab_size=40, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
-    T5Model(settings).save_pretrained(tmp_path)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "fox"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    (found,) = Transformer(path=str(tmp_path)).build(micro_batch=2).encode(["a red fox"])
-    assert found.states.shape == (5, 8)
-    assert np.linalg.norm(found.pooled.astype(float)) == pytest.approx(1, abs=1e-2)
-
-
 def test_identity_is_the_contents_not_the_place(tmp_path: Path) -> None:
     for name, text in (("a", "{}"), ("b", "{}"), ("c", '{"x": 1}')):
         (tmp_path / name).mkdir()
