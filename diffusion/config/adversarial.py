@@ -16,7 +16,8 @@ class DiscriminatorConfig:
     start: int = 0
     """Images seen from which on it learns and is learned against: where reconstructions have taken shape."""
     weight: float = 0.5
-    """Of what it says; with `adaptive`, over the norm of the reconstruction losses' gradient."""
+    """Of what it says; with `adaptive`, over the norm of the reconstruction losses' gradient. The larger, the
+    sharper and the further from the pixels."""
     adaptive: bool = True
     """Scales its gradient to that of the reconstruction losses at the decoder's last layer (equation 7)."""
     loss: Literal["hinge", "non_saturating"] = "hinge"

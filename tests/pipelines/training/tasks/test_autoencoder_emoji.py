@@ -62,22 +62,20 @@ def test_held_out_emoji_come_back_and_the_discriminator_learns(
         images_seen=4_000,
         batch=16,
         optimization=OptimizationConfig(lr=3e-3, warmup=160, cooldown=800, ema=0.05),
-        discriminator=DiscriminatorConfig(start=1_600, channels=16, layers=2, weight=0.5, rate=0.5),
+        discriminator=DiscriminatorConfig(start=1_600, channels=16, layers=2, weight=0.1, rate=0.25),
         checkpoint_seconds=None,
     )
     session = tiny.session(tmp_path, {"images": emoji(tmp_path / "images")})
     snapshot = tiny.run(stage, session)
 
     curve: dict[int, Any] = {point[0]: point[1] for point in snapshot.record["curve"]}
-    print(curve)
-    assert curve[4_000]["validation_psnr"] > 19.0
+    assert curve[4_000]["validation_psnr"] > 20.0
     assert curve[4_000]["validation_psnr"] > curve[400]["validation_psnr"] + 3
     assert curve[4_000]["validation_ssim"] > curve[400]["validation_ssim"] + 0.1
     losses = [e["values"]["discriminator"] for e in session.events if "discriminator" in e.get("values", {})]
-    print(losses[:5], losses[-5:])
     assert len(losses) == 150
     assert losses[0] == pytest.approx(1, abs=0.1)
-    assert sum(losses[-20:]) / 20 < 0.95
+    assert sum(losses[-20:]) / 20 < 0.5
     weights = [
         e["values"]["adversarial_weight"]
         for e in session.events
