@@ -71,7 +71,7 @@ def load_half(path: str, half: Literal["visual", "text"]) -> Any:
         tensors = _tensors(_place(name) / WEIGHTS, half)
         if "multimodal_cfg" not in settings and tensors:
             config = dict(settings["vision_cfg" if half == "visual" else "text_cfg"])
-            build = _build_vision_tower if half == "visual" else _build_text_tower
+            build: Any = _build_vision_tower if half == "visual" else _build_text_tower
             pretrained = "timm_model_pretrained" if half == "visual" else "hf_model_pretrained"
             tower = build(
                 settings["embed_dim"], {**config, pretrained: False}, settings.get("quick_gelu", False)

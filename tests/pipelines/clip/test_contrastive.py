@@ -16,7 +16,8 @@ SAME = torch.tensor([[n, 10 + n] for n in range(5)])
 
 def pairs() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(F.normalize(torch.randn(5, 4, generator=generator), dim=-1) for _ in range(2))
+    images, texts = F.normalize(torch.randn(2, 5, 4, generator=generator), dim=-1)
+    return images, texts
 
 
 def test_softmax_is_cross_entropy_both_ways() -> None:
@@ -29,9 +30,7 @@ def test_softmax_is_cross_entropy_both_ways() -> None:
 def test_sigmoid_takes_each_with_each() -> None:
     images, texts = pairs()
     z = 3.0 * images @ texts.T - 1.0
-    truth = torch.stack(
-        [sum(-F.logsigmoid(z[i, j] if i == j else -z[i, j]) for j in range(5)) for i in range(5)]
-    )
+    truth = -F.logsigmoid(z * (2 * torch.eye(5) - 1)).sum(1)
     found = sigmoid_loss(images, texts, SAME, scale=torch.tensor(3.0), bias=torch.tensor(-1.0))
     torch.testing.assert_close(found, truth)
 
@@ -87,7 +86,7 @@ def test_two_ranks_with_unequal_shares_have_the_gradient_of_one(tmp_path: Path) 
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for together, parameter in zip(found, alone.parameters(), strict=True):
             torch.testing.assert_close(together, parameter.grad, rtol=1e-5, atol=1e-6)
-            assert parameter.grad.abs().max() > 1e-3
+            assert together.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("loss", [softmax_loss, sigmoid_loss])

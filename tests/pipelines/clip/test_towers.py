@@ -65,7 +65,9 @@ def pictures() -> list[Image.Image]:
 def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """What open_clip makes of the pictures and the captions, from within the folder (no hub is asked), and
     how many tokens the captions have."""
-    import open_clip
+    import open_clip as library
+
+    open_clip: Any = library
 
     with contextlib.chdir(folder):
         model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")

@@ -61,7 +61,9 @@ def stage(line: dict[str, Any], **fields: Any) -> TrainClip:
 
 
 def test_learns_which_belong_together_and_open_clip_opens_it(line: dict[str, Any], tmp_path: Path) -> None:
-    import open_clip
+    import open_clip as library
+
+    open_clip: Any = library
 
     session = tiny.session(tmp_path, line["inputs"])
     snapshot = tiny.run(stage(line, images_seen=1200, flips=False, samples_every=1200), session)
