@@ -50,12 +50,16 @@ class PatchDiscriminator(nn.Module):
 
         `ValueError` for images of fewer than `smallest` px a side.
         """
-        if min(images.shape[-2:]) < self.smallest:
+        self.check(images.shape[-1], images.shape[-2])
+        return self.body(images.contiguous(memory_format=_LAST))
+
+    def check(self, width: int, height: int) -> None:
+        """`ValueError` for images of fewer than `smallest` px a side."""
+        if min(width, height) < self.smallest:
             raise ValueError(
-                f"Images of {tuple(images.shape[-2:])} px are too small for the discriminator, which takes "
+                f"Images of {width} x {height} px are too small for the discriminator, which takes "
                 f"{self.smallest} px: set its `layers` lower."
             )
-        return self.body(images.contiguous(memory_format=_LAST))
 
 
 def contest(

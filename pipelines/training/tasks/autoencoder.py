@@ -92,6 +92,8 @@ class AutoencoderTask:
         self._figures: dict[str, Tensor] = {}
         height, width, _ = self.images.shape
         for across, down in sizes or [(width, height)]:
+            if discriminator is not None:  # now, and not only when it starts
+                discriminator.check(across, down)
             if across % autoencoder.factor or down % autoencoder.factor:
                 raise ValueError(
                     f"Images of {across} x {down} px do not suit an autoencoder that shrinks by "

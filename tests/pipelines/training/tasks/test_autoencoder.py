@@ -270,6 +270,8 @@ def test_what_does_not_fit_together_is_said(images: Dataset, tmp_path: Path) -> 
         stage(train="decoder")
     with pytest.raises(ValueError, match="no `initial`"):
         stage(autoencoder=IdentityAutoencoderConfig(), initial="vae")
+    with pytest.raises(ValueError, match="16 x 16 px are too small for the discriminator"):
+        task(images, discriminator=DiscriminatorConfig(start=10**6))
     with pytest.raises(ValueError, match="accumulate is 9"):
         stage(accumulate=9)
 
