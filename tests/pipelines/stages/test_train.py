@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -72,6 +72,8 @@ def test_prompts_of_the_live_row(
 
 def test_latents_of_another_autoencoder_are_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     class Other:
+        record: ClassVar[dict[str, Any]] = {}
+
         def digest(self) -> str:
             return "other"
 
