@@ -33,7 +33,12 @@ def folder_digest(path: str, patterns: Sequence[str]) -> str:
     """
     folder = local_folder(path)
     files = sorted(
-        {file for pattern in patterns for file in folder.glob(pattern) if file.name != "manifest.json"},
+        {
+            file
+            for pattern in patterns
+            for file in folder.glob(pattern)
+            if file.is_file() and file.name != "manifest.json"
+        },
         key=lambda file: file.name,
     )
     hasher = hashlib.sha256()
