@@ -75,6 +75,7 @@ def stage(**fields: Any) -> TrainCaptioner:
     return TrainCaptioner(**{**settings, **fields})
 
 
+@pytest.mark.slow
 def test_learns_to_name_what_it_sees_and_open_clip_loads_it(
     inputs: dict[str, Dataset], tmp_path: Path
 ) -> None:
