@@ -19,8 +19,6 @@ MODULES = (
     "verifying",
     "data",
     "duplicates",
-    "planning",
-    "verifying",
     "ratios",
     "encoding",
     "embedding",
