@@ -16,6 +16,7 @@ from pipelines.inspection.reach import (
     FINGERPRINT,
     PRETRAINED,
     Reach,
+    in_progress,
     in_use_now,
     manifest_of,
     reach,
@@ -142,7 +143,7 @@ def _taken(store: Storage, garbage: Garbage) -> str:
     by = in_use_now(store).get(garbage.place)
     if by:
         return f"used now by the {by}"
-    if garbage.reason == "source" and in_use_now(store):
+    if garbage.reason == "source" and in_progress(store):
         return "a run goes on, which may read the source"
     if garbage.stage == CHECKPOINTS and _busy(store, garbage.place):
         return "a training goes on there"

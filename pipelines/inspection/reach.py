@@ -65,6 +65,12 @@ def in_use_now(store: Storage) -> dict[str, str]:
     return {place: by for recipe in runs.folders() for place, by in _said(runs.folder(recipe), recipe)}
 
 
+def in_progress(store: Storage) -> bool:
+    """Whether any run goes on."""
+    runs = store.folder("runs")
+    return any(run.alive for recipe in runs.folders() for run in live(runs.folder(recipe)).values())
+
+
 def place_of(url: str) -> str | None:
     """ "stage/FINGERPRINT" of a URL or path that ends so."""
     match = PLACE.search(url.rstrip("/"))
