@@ -13,13 +13,14 @@ from tests.benchmarks.results import Result
 
 SEEDS = (0, 1, 2)
 """Of the split and of the training alike: three other held-out sets."""
-COUNT = 200
-"""Held-out pairs, of the test split, which no setting was chosen on."""
 TARGET = 0.45
 
 
 def bench_clip() -> Iterator[Result]:
-    """Recall at 1 and 10 and the area under the ROC curve, over three seeds; one name for each."""
+    """Recall at 1 and 10 and the area under the ROC curve, over three seeds; one name for each.
+
+    Among 200 held-out pairs, or as many as a seed's test split has; no setting was chosen on them.
+    """
     from cluster.storage import Storage
     from pipelines import config
     from pipelines.dataset import read_manifest
@@ -29,6 +30,7 @@ def bench_clip() -> Iterator[Result]:
     found: list[dict[str, float]] = []
     untrained: list[float] = []
     seconds: list[float] = []
+    counts: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         store = Storage.at(Path(folder))
         for seed in SEEDS:
@@ -40,7 +42,7 @@ def bench_clip() -> Iterator[Result]:
             assert report is not None
             assert clip is not None
             metrics = json.loads(report.read("metrics.json"))
-            assert metrics["count"] == COUNT, metrics["count"]
+            counts.append(int(metrics["count"]))
             found.append({name: m["value"] for name, m in metrics["measures"].items()})
             seconds.append(float(read_manifest(clip)["execution"]["seconds"]))
             untrained.append(named(planned["report"].open(), planned["report"].stage))
@@ -48,7 +50,7 @@ def bench_clip() -> Iterator[Result]:
     for name in ("image_to_text_r1", "text_to_image_r1", "image_to_text_r10", "text_to_image_r10", "auc"):
         values = [one[name] for one in found]
         value = statistics.mean(values)
-        chance = {"auc": 0.5}.get(name, (10 if name.endswith("10") else 1) / COUNT)
+        chance = {"auc": 0.5}.get(name, (10 if name.endswith("10") else 1) / min(counts))
         first = name == "image_to_text_r1"
         yield Result(
             name=f"line/clip_{name}",
@@ -63,8 +65,8 @@ def bench_clip() -> Iterator[Result]:
                 else ""
             ),
             n=len(values),
-            spread=(min(values), max(values)) if name == "auc" else interval(value, COUNT * len(values)),
-            note=f"emoji3d, {COUNT} test pairs that share no near-duplicate cluster with training, found by"
+            spread=(min(values), max(values)) if name == "auc" else interval(value, sum(counts)),
+            note=f"emoji3d, {counts} test pairs that share no near-duplicate cluster with training, found by"
             f" `text`; {'smallest and largest' if name == 'auc' else '95 % interval'}",
             extra={"seeds": values, "seconds": seconds},
         )
