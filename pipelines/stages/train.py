@@ -166,36 +166,22 @@ class Train(Stage):
         return f"{self.images_seen:,} images seen, {' and '.join(given) if given else 'unconditional'}{by}"
 
     def run(self, session: Session) -> dict[str, Any]:
-        from pipelines.training.trainer import Job, Training, train_worker
+        from pipelines.training.job import trained
 
         _check_inputs(self, session.inputs)
         said = statistics_at(session.inputs["latents"].manifest["statistics"], self.resolution)
         images = session.inputs.get("images")
         text, autoencoder = session.inputs.get("text"), session.inputs["autoencoder"]
-        training = Training(
-            batch=self.batch,
-            images_seen=self.images_seen,
-            optimization=self.optimization,
-            seed=self.seed,
-            precision=self.precision,
-            accelerated=bool(session.resources.gpus),
+        result = trained(
+            self,
+            session,
+            functools.partial(self.task, dict(session.inputs)),
             file="denoiser.safetensors",
+            points=20,
             accumulate=self.accumulate,
             compile=self.compile,
             ema_width=self.ema_width,
-            validate_every=self.validate_every or max(1, self.images_seen // 20),
-            samples_every=self.samples_every or max(1, self.images_seen // 8),
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
         )
-        job = Job(
-            training=training,
-            task=functools.partial(self.task, dict(session.inputs)),
-            output=session.output,
-            checkpoints=session.checkpoints,
-            lease=session.lease,
-        )
-        result = session.gang(train_worker, {"job": job})
         name = "autoencoder.safetensors"
         session.output.replace(name, autoencoder.read(name))
         embedded = text.manifest["statistics"]["text"] if text else None

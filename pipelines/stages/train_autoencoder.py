@@ -102,7 +102,7 @@ class TrainAutoencoder(Stage):
         return f"{self.images_seen:,} images seen, {self.autoencoder.factor}x smaller"
 
     def run(self, session: Session) -> dict[str, Any]:
-        from pipelines.training.trainer import Job, Training, train_worker
+        from pipelines.training.job import trained
 
         images, initial = session.inputs["images"], session.inputs.get("initial")
         config = starting(self, initial) if initial is not None else self.autoencoder
@@ -110,29 +110,14 @@ class TrainAutoencoder(Stage):
         if isinstance(self.autoencoder, IdentityAutoencoderConfig):
             result = self._untrained(session)
         else:
-            training = Training(
-                batch=self.batch,
-                images_seen=self.images_seen,
-                optimization=self.optimization,
-                seed=self.seed,
-                precision=self.precision,
-                accelerated=bool(session.resources.gpus),
+            result = trained(
+                self,
+                session,
+                functools.partial(self.task, dict(session.inputs)),
                 file="autoencoder.safetensors",
                 accumulate=self.accumulate,
                 compile=self.compile,
-                validate_every=self.validate_every or max(1, self.images_seen // 10),
-                samples_every=self.samples_every or max(1, self.images_seen // 8),
-                checkpoint_every=self.checkpoint_every,
-                checkpoint_seconds=self.checkpoint_seconds,
             )
-            job = Job(
-                training=training,
-                task=functools.partial(self.task, dict(session.inputs)),
-                output=session.output,
-                checkpoints=session.checkpoints,
-                lease=session.lease,
-            )
-            result = session.gang(train_worker, {"job": job})
         return {
             "task": "autoencoder",
             "autoencoder": jsonable(config),

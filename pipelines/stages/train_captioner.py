@@ -97,31 +97,12 @@ class TrainCaptioner(Stage):
 
     def run(self, session: Session) -> dict[str, Any]:
         from pipelines.coca.making import files_of
-        from pipelines.training.trainer import Job, Training, train_worker
+        from pipelines.training.job import trained
 
         stage = self._with(session.inputs.get("initial"))
         files = files_of(stage.network, self._texts(session.inputs))
-        training = Training(
-            batch=self.batch,
-            images_seen=self.images_seen,
-            optimization=self.optimization,
-            seed=self.seed,
-            precision=self.precision,
-            accelerated=bool(session.resources.gpus),
-            file=WEIGHTS,
-            validate_every=self.validate_every or max(1, self.images_seen // 10),
-            samples_every=self.samples_every or max(1, self.images_seen // 8),
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
-        )
-        job = Job(
-            training=training,
-            task=functools.partial(stage.task, dict(session.inputs), files),
-            output=session.output,
-            checkpoints=session.checkpoints,
-            lease=session.lease,
-        )
-        result = session.gang(train_worker, {"job": job})
+        task = functools.partial(stage.task, dict(session.inputs), files)
+        result = trained(self, session, task, file=WEIGHTS)
         for name, data in files.items():
             session.output.replace(name, data)
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -79,29 +79,10 @@ class TrainClip(Stage):
         return f"{self.images_seen:,} pairs seen, {self.model.summary}"
 
     def run(self, session: Session) -> dict[str, Any]:
-        from pipelines.training.trainer import Job, Training, train_worker
+        from pipelines.training.job import trained
 
-        training = Training(
-            batch=self.batch,
-            images_seen=self.images_seen,
-            optimization=self.optimization,
-            seed=self.seed,
-            precision=self.precision,
-            accelerated=bool(session.resources.gpus),
-            file="open_clip_model.safetensors",
-            validate_every=self.validate_every or max(1, self.images_seen // 10),
-            samples_every=self.samples_every or max(1, self.images_seen // 4),
-            checkpoint_every=self.checkpoint_every,
-            checkpoint_seconds=self.checkpoint_seconds,
-        )
-        job = Job(
-            training=training,
-            task=functools.partial(self.task, dict(session.inputs)),
-            output=session.output,
-            checkpoints=session.checkpoints,
-            lease=session.lease,
-        )
-        result = session.gang(train_worker, {"job": job})
+        task = functools.partial(self.task, dict(session.inputs))
+        result = trained(self, session, task, file="open_clip_model.safetensors", pictures=4)
         return {"task": "clip", "model": jsonable(self.model), **self._folder(session, result)}
 
     def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
