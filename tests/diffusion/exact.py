@@ -7,6 +7,7 @@ covariance, with linear measurements. Both are denoisers, on any schedule.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,11 @@ class Trigonometric(Schedule):
 
     def time(self, u: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan2(u, 1 - u)
+
+
+def named(kind: object) -> str:
+    """A parameter's name in a test's, the same in every process: without the address that `repr` has."""
+    return re.sub(r"^<(?:\w+\.)*(\w+) object at .*", r"\1", repr(kind))
 
 
 SCHEDULES: dict[str, Schedule] = {

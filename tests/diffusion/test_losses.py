@@ -10,7 +10,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.losses import MinSNR, Output, denoising, edm, flow_matching
 from diffusion.noise import VarianceExploding, VariancePreserving, broadcast
 from diffusion.preconditioning import EDM, Clean, FlowVelocity, Noise, Preconditioning, Velocity
-from tests.diffusion.exact import gaussian
+from tests.diffusion.exact import gaussian, named
 
 NOTHING = Conditioning()
 
@@ -65,7 +65,7 @@ def test_min_snr_is_what_diffusers_trainers_compute(kind: Preconditioning, param
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [FlowVelocity(), Velocity(), Noise(), EDM()], ids=repr)
+@pytest.mark.parametrize("kind", [FlowVelocity(), Velocity(), Noise(), EDM()], ids=named)
 def test_the_plain_loss_is_that_of_the_output(kind: Preconditioning):
     chain = VariancePreserving.cosine()
     x, z, output = torch.randn(3, 4, 2, 3, 3, dtype=torch.float64)

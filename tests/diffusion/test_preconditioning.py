@@ -8,7 +8,7 @@ from diffusion.conditioning import Conditioning
 from diffusion.denoiser import Denoiser
 from diffusion.noise import RectifiedFlow, Schedule, Time, VariancePreserving, broadcast
 from diffusion.preconditioning import EDM, Clean, FlowVelocity, Noise, Preconditioning, Velocity
-from tests.diffusion.exact import SCHEDULES, gaussian
+from tests.diffusion.exact import SCHEDULES, gaussian, named
 
 ALL: list[Preconditioning] = [FlowVelocity(), Velocity(), Noise(), Clean(), EDM(), EDM(data_std=0.5)]
 
@@ -33,7 +33,7 @@ def target(kind: Preconditioning, x: Tensor, z: Tensor, alpha: Tensor, sigma: Te
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("kind", ALL, ids=repr)
+@pytest.mark.parametrize("kind", ALL, ids=named)
 def test_the_true_output_gives_the_true_latents(kind: Preconditioning, name: str):
     schedule = SCHEDULES[name]
     x, z = torch.randn(2, 5, 3, 2, 2, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_what_says_nothing_at_pure_noise_is_refused_there():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("kind", [FlowVelocity(), Velocity(), Clean()], ids=repr)
+@pytest.mark.parametrize("kind", [FlowVelocity(), Velocity(), Clean()], ids=named)
 def test_a_time_of_all_rows_is_the_same_as_one_of_each(kind: Preconditioning, name: str):
     exact = gaussian(1.0, torch.ones(1, 2, 2, dtype=torch.float64), SCHEDULES[name])
     denoiser = Denoiser(lambda x, c, _: torch.sin(x) + c.reshape(-1, 1, 1, 1), exact.schedule, kind)

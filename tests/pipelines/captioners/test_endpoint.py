@@ -164,11 +164,13 @@ def test_the_wait_is_what_the_server_asks_for() -> None:
 
     with serving(behave) as server:
         assert texts(endpoint(server).build().answers(subjects(1))) == [["a fox"]]
-    assert 1.0 <= asked[1] - asked[0] < 1.5
+    assert 1.0 <= asked[1] - asked[0] < 10
 
 
 @pytest.mark.parametrize(
-    "after", ["3600", "99999999999999999999999", email.utils.formatdate(time.time() + 3600)]
+    "after",
+    ["3600", "99999999999999999999999", email.utils.formatdate(time.time() + 3600)],
+    ids=["seconds", "very many", "a date"],
 )
 def test_a_wait_beyond_the_deadline_is_not_waited(after: str) -> None:
     with serving(lambda q: Reply(status=503, headers={"Retry-After": after})) as server:
