@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 TORCH ?= $(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*))
+# Processes that share the tests, each with one thread: as many as cores, and no more than four.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
 PROMPTS ?= "a fox" "a birthday cake" "a rocket"
 BIN := .venv/bin
 INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
@@ -23,7 +25,8 @@ quickstart: $(INSTALLED)
 setup: $(INSTALLED)
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not chaos and not gpu and not cluster"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS-1} $(BIN)/pytest -n $(JOBS) --dist loadfile \
+	  -m "not slow and not chaos and not gpu and not cluster"
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,13 +81,18 @@ class ShardMaker:
                     failed += sample.reject is not None and not (inherits and row.reject is not None)
                     yield row, sample
 
-            info = write_shard(
-                self.folder,
-                shard.name,
-                pairs(),
-                split=shard.split,
-                work=lambda row: work_key(self.work, row),
-            )
+            try:
+                info = write_shard(
+                    self.folder,
+                    shard.name,
+                    pairs(),
+                    split=shard.split,
+                    work=lambda row: work_key(self.work, row),
+                )
+            finally:
+                # Here and now, with the threads it may have: after an error the collector would, anywhere.
+                if isinstance(samples, Generator):
+                    samples.close()
             return Made(info=info, failed=failed, copied=copied, seconds=time.monotonic() - start)
 
         return make
@@ -151,6 +156,7 @@ def run_shards(
         stopped()
     infos = sorted(tally.infos, key=lambda info: info.name)
     draft = Dataset(folder, describe(infos))
+
     def spread(factory: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> list[Any]:
         readers = dataclasses.replace(resources, gpus=0.0)
         found = dict(executor.map(factory, items, resources=readers, name=f"{planned.name} statistics"))

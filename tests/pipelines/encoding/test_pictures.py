@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import io
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +108,29 @@ def test_errors_come_through_and_threads_end() -> None:
     early.close()  # type: ignore[attr-defined]
     assert closed == [True, True]
     assert threading.active_count() == before
+
+
+def test_the_collector_may_close_it_anywhere() -> None:
+    """Also while this thread holds the lock under which executors take work."""
+    from concurrent.futures import thread as executors
+
+    def items() -> Iterator[int]:
+        yield from spread(lambda n: n, itertools.count(), threads=2, depth=4)
+
+    found = ahead(ahead(items(), depth=2, name="a"), depth=2, name="b")
+    assert next(found) == 0
+    cycle: list[object] = [found]
+    cycle.append(cycle)
+    del found, cycle
+    ended = threading.Event()
+
+    def collect() -> None:
+        with executors._global_shutdown_lock:  # type: ignore[attr-defined]
+            gc.collect()
+        ended.set()
+
+    threading.Thread(target=collect, daemon=True).start()
+    assert ended.wait(60), "it waits for a lock that its own thread holds"
 
 
 def test_spread_keeps_the_order() -> None:
