@@ -122,11 +122,11 @@ class Encode(ShardStage):
                 threads=self.decoders,
                 pinned=device.type == "cuda",
             )
-            begun = self._begun(encoder, ahead(decoded, depth=_AHEAD, name="decode"))
+            begun = self._begun(encoder, ahead(decoded, depth=_AHEAD))
             made: dict[str, Sample] = {}
             left = iter(rows)
             row = next(left, None)
-            for batch, results in ahead(begun, depth=_AHEAD, name="encode"):
+            for batch, results in ahead(begun, depth=_AHEAD):
                 made |= self._samples(batch, {name: one.result() for name, one in results.items()}, several)
                 while row is not None and (row.reject or row.key in made):
                     yield made.pop(row.key, Sample(key=row.key, reject=row.reject))

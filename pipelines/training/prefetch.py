@@ -12,6 +12,10 @@ Source = TypeVar("Source")
 Item = TypeVar("Item")
 
 
+PATIENCE = 3.0
+"""Seconds that closing waits for the thread: what it is at may need a lock that the closing one holds."""
+
+
 def prefetched(
     sources: Iterable[Source],
     make: Callable[[Source], Item],
@@ -21,8 +25,11 @@ def prefetched(
 ) -> Generator[Item]:
     """`make` of each source in order, up to `ahead` of them before they are asked for.
 
-    What `make` raises is raised here. Closing the generator ends the thread, which began with `begin`.
+    What `make` and `sources` raise is raised here. Closing the generator ends the thread, which began with
+    `begin`, and closes `sources` in it.
     """
+    # No executor: its `submit` holds a lock of the whole process, and where the collector closes a generator
+    # in the middle of one, another `submit` would never end.
     ready: queue.Queue[Item | BaseException] = queue.Queue(maxsize=ahead)
     stop, end = threading.Event(), StopIteration()
 
@@ -42,6 +49,10 @@ def prefetched(
             put(end)
         except BaseException as error:
             put(error)
+        finally:
+            close = getattr(sources, "close", None)
+            if close is not None:
+                close()
 
     thread = threading.Thread(target=run, name="prefetch", daemon=True)
     thread.start()
@@ -52,4 +63,4 @@ def prefetched(
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(PATIENCE)

@@ -84,7 +84,7 @@ def test_only_so_many_lie_ready() -> None:
             made.append(n)
             yield n
 
-    found = ahead(numbers(), depth=3, name="test")
+    found = ahead(numbers(), depth=3)
     assert [next(found) for _ in range(4)] == [0, 1, 2, 3]
     found.close()  # type: ignore[attr-defined]
     assert len(made) <= 8
@@ -102,8 +102,8 @@ def test_errors_come_through_and_threads_end() -> None:
 
     before = threading.active_count()
     with pytest.raises(KeyError, match="gone"):
-        list(ahead(ahead(failing(), depth=2, name="a"), depth=2, name="b"))
-    early = ahead(ahead(iter(failing()), depth=1, name="a"), depth=1, name="b")
+        list(ahead(ahead(failing(), depth=2), depth=2))
+    early = ahead(ahead(iter(failing()), depth=1), depth=1)
     next(early)
     early.close()  # type: ignore[attr-defined]
     assert closed == [True, True]
@@ -117,7 +117,7 @@ def test_the_collector_may_close_it_anywhere() -> None:
     def items() -> Iterator[int]:
         yield from spread(lambda n: n, itertools.count(), threads=2, depth=4)
 
-    found = ahead(ahead(items(), depth=2, name="a"), depth=2, name="b")
+    found = ahead(ahead(items(), depth=2), depth=2)
     assert next(found) == 0
     cycle: list[object] = [found]
     cycle.append(cycle)
