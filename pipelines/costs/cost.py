@@ -58,10 +58,12 @@ class Cost:
 
     @property
     def for_million(self) -> float | None:
-        """Seconds for a million samples of a dataset at the same rate; starting takes what it takes."""
+        """Seconds for a million samples of a dataset at the same rate, started once."""
         if not self.samples or self.seconds is None:
             return None
-        return rates.START + 1e6 * max(0.0, self.seconds - rates.START) / self.samples
+        # Of a short run nobody knows what of it was starting: half of it at most.
+        starting = min(rates.START, self.seconds / 2 if self.measured else self.seconds)
+        return starting + 1e6 * (self.seconds - starting) / self.samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network
 from pipelines.costs.captioning import captioning
 from pipelines.costs.columns import array, member
 from pipelines.costs.cost import Cost, Costs, Size
-from pipelines.costs.known import known, spent
+from pipelines.costs.known import foreign, known, spent
 from pipelines.costs.measuring import Measuring, What
 from pipelines.costs.rates import CORE, Device, Kind
 from pipelines.runner.artifacts import Source
@@ -96,7 +96,9 @@ class _Estimate:
         """The size of an input: a stage's, or that of a finished artifact elsewhere."""
         if reference is None:
             return Size()
-        return self.sizes.get(reference, Size())
+        if reference not in self.sizes:
+            self.sizes[reference] = foreign(reference)
+        return self.sizes[reference]
 
     def _count(self, stage: Any) -> int:
         if self.done:  # its manifest says; to list a source may take long

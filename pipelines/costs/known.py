@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from cluster.storage import Storage
 from pipelines.costs import columns, rates
 from pipelines.costs.arithmetic import autoencoder, latent_shape, network
 from pipelines.costs.cost import Cost, Size
@@ -50,6 +52,23 @@ def learned(record: Mapping[str, Any]) -> Size:
         low_channels=channels if upscaling else 0,
     )
     return replace(size, denoiser=work, latents=(channels, of_latents))
+
+
+def foreign(reference: str) -> Size:
+    """Of an autoencoder's folder in diffusers' format that is not in the store yet; nothing of what is not
+    on this machine, or no such folder."""
+    from pipelines.pretrained.folder import DiffusersFolder
+
+    if "/" not in reference or "://" in reference or not Path(reference).is_dir():
+        return Size()
+    try:
+        found = DiffusersFolder.of(Storage.at(reference), reference)
+        config = found.config()
+    except (ValueError, OSError):
+        return Size()  # the run will say what is wrong with it
+    side = found.resolution(config.factor)
+    encoder, decoder = autoencoder(config, side=side)
+    return Size(side=side, coder=config, encoder=encoder, decoder=decoder, latents=latent_shape(config, side))
 
 
 def spent(artifact: Any, cost: Cost) -> Cost:

@@ -90,7 +90,10 @@ class AutoencoderEvaluation:
                         rank = hashlib.sha256(f"{self.stage.seed}/{key}".encode()).digest()
                         ranked.append((rank, (shard.name, n)))
         if len(ranked) < 4:
-            raise ValueError(f"{self.stage.images} has {len(ranked)} images in its {split} split: too few.")
+            raise ValueError(
+                f"{self.stage.images} has {len(ranked)} images in its {split} split, and judging takes at "
+                f"least 4: raise ingest's `split.{split}`, or add images."
+            )
         return [place for _, place in sorted(ranked)[: self.stage.count]]
 
     def _jobs(self, places: Sequence[Place], methods: Sequence[int]) -> Iterator[Job]:

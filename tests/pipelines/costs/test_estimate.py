@@ -248,3 +248,22 @@ def test_what_ran_before_tells_how_long_it_takes(tmp_path: Path) -> None:
     manifest |= {"execution": {**manifest["execution"], "whole": True}, "meaning": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert history.seconds(planned, 10_000) is None
+
+
+def test_an_autoencoder_of_diffusers_is_costed_by_its_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    settings = {"_class_name": "AutoencoderKL", "latent_channels": 16, "block_out_channels": [32, 64, 64]}
+    settings |= {"sample_size": 64, "norm_num_groups": 8}
+    settings |= {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not read")
+    recipe = tmp_path / "v.yaml"
+    recipe.write_text(
+        "name: v\nstages:\n"
+        "  images: {stage: ingest, source: {kind: folder, path: nowhere}, size: 128}\n"
+        f"  latents: {{stage: encode, images: images, autoencoder: {tmp_path}/vae, also: [64]}}\n"
+    )
+    found = costs(str(recipe), tmp_path / "store", images=1000).stages["latents"]
+    # a quarter of the side, twice 16 channels
+    assert found.columns["moments.npy"] == pytest.approx(32 * 32 * 32 * 2, rel=0.02)
+    assert found.columns["at64.moments.npy"] == pytest.approx(32 * 16 * 16 * 2, rel=0.1)
