@@ -52,7 +52,7 @@ class TransformerExtractor:
         settings = self._model.config
         size = config.size or getattr(settings, "image_size", None) or 224
         self._size = int(size[0] if isinstance(size, (list, tuple)) else size)
-        self._patch = getattr(settings, "patch_size", None)
+        self._patch = int(getattr(settings, "patch_size", None) or 1)
         told: dict[str, Any] = {}
         if (folder / "preprocessor_config.json").is_file():
             told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
@@ -71,6 +71,6 @@ class TransformerExtractor:
             )
         if states.ndim == 4:
             return states
-        side = self._size // int(self._patch)
+        side = self._size // self._patch
         # Class and register tokens stand before the patches.
         return states[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
