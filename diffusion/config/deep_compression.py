@@ -16,8 +16,8 @@ Activation = Literal["relu", "silu", "gelu", "mish"]
 class DeepCompressionLevel:
     """The blocks of one resolution, in the encoder or in the decoder."""
 
-    channels: int
-    blocks: int
+    channels: int = 512
+    blocks: int = 2
     """0 in the finest level: convolutions begin at half the side, as wide as the second."""
     attention: bool = False
     """Linear attention and a gated convolution in each block, rather than two convolutions."""
