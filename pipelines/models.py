@@ -123,11 +123,6 @@ class SnapshotFolder:
         return autoencoder.eval()
 
 
-def load_autoencoder(folder: SnapshotFolder) -> Autoencoder:
-    """The autoencoder of a snapshot of either task."""
-    return folder.autoencoder()
-
-
 def load(reference: str | Path, *, store: str | Path | None = None, device: str | None = None) -> Generator:
     """A model that draws.
 

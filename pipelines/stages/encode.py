@@ -95,10 +95,9 @@ class Encode(ShardStage):
         from pipelines.encoding.ahead import ahead
         from pipelines.encoding.network import Encoder
         from pipelines.encoding.pictures import Sizing, batches
-        from pipelines.models import load_autoencoder
 
         device = device_at_hand()
-        autoencoder, several = load_autoencoder(inputs["autoencoder"]), _several(inputs)
+        autoencoder, several = inputs["autoencoder"].autoencoder(), _several(inputs)
         for side in self.also:
             if side % autoencoder.factor:
                 raise ValueError(f"`also` has {side} px, no multiple of the factor {autoencoder.factor}.")

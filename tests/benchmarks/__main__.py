@@ -22,6 +22,7 @@ MODULES = (
     "ratios",
     "encoding",
     "embedding",
+    "text_storage",
     "autoencoder",
     "quickstart",
     "upscale",

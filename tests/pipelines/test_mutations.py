@@ -20,15 +20,10 @@ from cluster.storage import LocalStorage, Storage
 from pipelines import dataset as datasets
 from pipelines import shards
 from pipelines.dataset import Dataset, describe, join, write_manifest
-from pipelines.runner.execute import StageError
 from pipelines.sealing import seal, sealed
 from pipelines.shards import ShardError, canonical, read_index, write_shard
-from pipelines.sources import FolderSource
-from pipelines.sources.sightings import Question
-from pipelines.sources.survey import survey
 from pipelines.stage import Row, Sample
 from pipelines.view import ViewRow, write_view
-from tests.pipelines.toys import World
 
 NAMES = ("00000", "00001")
 ROWS = 9
@@ -386,95 +381,3 @@ def test_a_large_manifest_is_parsed_once_and_a_changed_one_is_another(
             Dataset.open(Storage.at(tmp_path / "webp"))
     path.write_bytes(data)
     assert Dataset.open(Storage.at(tmp_path / "webp")).manifest == first.manifest
-
-
-def test_what_is_noted_of_a_source_is_right_or_refused(tmp_path: Path) -> None:
-    for n in range(40):
-        (tmp_path / f"{n:02d}.png").write_bytes(b"\x89PNG\r\n\x1a\n%d" % n)
-        (tmp_path / f"{n:02d}.txt").write_text(f"text number {n}")
-    question, store = Question(max_bytes=1000, max_pixels=1000), Storage.at(tmp_path / "store")
-    found = survey(FolderSource(path=tmp_path), question, store=store)
-    truth, path = list(found.entries()), found.place.local(found.files[0])
-    assert len(truth) == 40
-    draw, data, refused = random.Random(2), path.read_bytes(), 0
-    pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    for _ in range(200):
-        # What is behind the pages says where they are, and has no sum.
-        path.write_bytes(flipped(draw, data[:pages]) + data[pages:])
-        try:
-            assert list(found.entries()) == truth
-        except ValueError as error:
-            refused += "damaged" in str(error)
-    assert refused > 150
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "tar cut": lambda shard: _cut(shard.with_suffix(".tar")),
-    "tar gone": lambda shard: shard.with_suffix(".tar").unlink(),
-    "index flipped": lambda shard: _flip(shard.with_suffix(".parquet")),
-    "index cut": lambda shard: _cut(shard.with_suffix(".parquet")),
-    "index gone": lambda shard: shard.with_suffix(".parquet").unlink(),
-    "tar flipped": lambda shard: _flip(shard.with_suffix(".tar")),
-}
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-700])
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "tar flipped"])
-def test_the_runner_makes_a_damaged_shard_again(tmp_path: Path, kind: str) -> None:
-    world = World(tmp_path)
-    world.numbers(*range(25))
-    world.run(until="numbers")
-    unbroken = world.files()
-    folder = next((tmp_path / "store" / "numbers").iterdir())
-    (folder / "manifest.json").unlink()
-    DAMAGES[kind](folder / "00001")
-    before = len(world.log_from())
-    assert world.run(until="numbers") == ["numbers"]
-    assert world.files() == unbroken
-    made = {words[1] for words in world.log_from(before)}
-    assert made == {f"{n:03d}" for n in range(10, 20)}, "the other shards stay"
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_the_runner_refuses_a_damaged_shard_of_a_finished_stage_and_its_advice_helps(
-    tmp_path: Path, kind: str
-) -> None:
-    world = World(tmp_path)
-    world.numbers(*range(25))
-    world.run(until="twice")
-    unbroken = world.files()
-    folder = next((tmp_path / "store" / "numbers").iterdir())
-    shutil.rmtree(next((tmp_path / "store" / "times").iterdir()))
-    DAMAGES[kind](folder / "00001")
-    with pytest.raises(StageError, match=r"00001.*(manifest|missing)"):
-        world.run(until="twice")
-    for name in ("00001.tar", "00001.parquet", "manifest.json"):
-        (folder / name).unlink(missing_ok=True)
-    assert world.run(until="twice") == ["numbers", "twice"]
-    assert world.files() == unbroken
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_of_a_damaged_earlier_output_nothing_is_copied(tmp_path: Path, kind: str) -> None:
-    """More numbers make another output, which copies what it can of the first one's samples."""
-    world, apart = World(tmp_path / "one"), World(tmp_path / "other")
-    world.numbers(*range(25))
-    world.run(until="numbers")
-    DAMAGES[kind](next((world.root / "store" / "numbers").iterdir()) / "00001")
-    for each in (world, apart):
-        each.numbers(*range(26))
-    before = len(world.log_from())
-    world.run(until="numbers")
-    made = {words[1] for words in world.log_from(before)}
-    assert made == {*(f"{n:03d}" for n in range(10, 20)), "025"}, "only what is damaged, and what is new"
-    apart.run(until="numbers")
-    assert set(apart.files().items()) <= set(world.files().items())

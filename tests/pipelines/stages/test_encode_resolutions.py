@@ -151,8 +151,10 @@ def test_what_overflows_is_counted_and_what_never_is_finite_is_rejected(
 ) -> None:
     """The first layer is made so large that bright squares overflow fp16; one image is no number at all."""
 
+    whole = SnapshotFolder.autoencoder
+
     def load(folder: SnapshotFolder) -> Any:
-        network = folder.autoencoder()
+        network = whole(folder)
         encode = type(network).encode
 
         def overflowing(self: Any, images: Any) -> Any:
@@ -166,7 +168,7 @@ def test_what_overflows_is_counted_and_what_never_is_finite_is_rejected(
         monkeypatch.setattr(type(network), "encode", overflowing)
         return network
 
-    monkeypatch.setattr("pipelines.models.load_autoencoder", load)
+    monkeypatch.setattr(SnapshotFolder, "autoencoder", load)
 
     def picture(n: int) -> np.ndarray:
         image = tiny.picture(n).clip(0, 200)
