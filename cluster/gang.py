@@ -28,8 +28,13 @@ class GangStopped(Exception):
     """Raised in a worker that the driver no longer wants."""
 
 
+class GangPaused(Exception):
+    """Raised by a worker that was told to end, once what it has is safe: another run goes on from there."""
+
+
 FINAL = (
     GangStopped,
+    GangPaused,
     ValueError,
     TypeError,
     LookupError,
@@ -51,6 +56,14 @@ class Member:
     """Tells the driver; returns at once. Ranks above 0 are heard as well, but should keep silent."""
     threads: int
     """Torch threads of this worker, already set."""
+    local_rank: int = 0
+    """Among the workers on its machine."""
+    attempt: int = 0
+    """How often the gang was started before."""
+    beat: Callable[[int], None] = lambda done: None
+    """Shows that this worker lives, and how far it is; returns at once. For every rank, at every step."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether it was told to make safe what it has and end soon: a preempted node, a run that is stopped."""
 
 
 GangWorker = Callable[[dict[str, Any], Member], dict[str, Any]]

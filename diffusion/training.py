@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +21,13 @@ from diffusion.ema import EMA
 from diffusion.optimizers import Muon
 
 Share = TypeVar("Share")
+
+
+class _Ended:
+    """What stands where there is no further batch."""
+
+
+_ENDED = _Ended()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +162,7 @@ def fit(
     autocast: torch.dtype | None = None,
     accumulate: int = 1,
     ddp: DistributedDataParallel | None = None,
+    skip: Callable[[int], bool] = lambda images_seen: False,
 ) -> Iterator[Progress]:
     """Trains until `target_images` or just past it, one item a step; nothing waits for the device.
 
@@ -173,6 +180,8 @@ def fit(
             gradients add up to that of the whole.
         ddp: the DDP that `loss` calls, which then talks to the other ranks once a step and not once a
             micro-batch.
+        skip: whether the batch that begins at so many images is left out: it counts as seen, changes nothing,
+            and is not among `batches`.
 
     Raises:
         ValueError: `batches` ended before the target, or a share cannot be cut into so many.
@@ -185,9 +194,15 @@ def fit(
     parameters, opposed = state.parties()
     device = parameters[0].device.type
     limit = float("inf") if optimization.clip is None else optimization.clip
-    steps = -(-max(0, target_images - state.images_seen) // batch)
+    shares = iter(batches)
 
-    for share in itertools.islice(batches, steps):
+    while state.images_seen < target_images:
+        if skip(state.images_seen):
+            state.images_seen += batch
+            continue
+        share = next(shares, _ENDED)
+        if isinstance(share, _Ended):
+            raise ValueError(f"the batches ended at {state.images_seen:,} of {target_images:,} images.")
         factor = optimization.factor(state.images_seen, batch=batch, target_images=target_images)
         lr, matrix_lr = optimization.rates(factor)
         for optimizer in state.optimizers:
@@ -228,8 +243,6 @@ def fit(
             lr=lr,
             skipped=state.skipped,
         )
-    if state.images_seen < target_images:
-        raise ValueError(f"the batches ended at {state.images_seen:,} of {target_images:,} images.")
 
 
 def _set_apart(

@@ -18,7 +18,7 @@ import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo
 
-import pipelines.training.trainer
+import pipelines.training.loop
 from cluster.storage import LocalStorage, Storage
 from pipelines import config, pipeline
 
@@ -40,14 +40,14 @@ class Death:
             self._arm_write(store)
 
     def _arm_step(self, file: str, images_seen: int) -> None:
-        original = pipelines.training.trainer.Log.step
+        original = pipelines.training.loop.Loop.step
 
         def step(log: Any, progress: Any) -> None:
             if log.training.file == file and progress.images_seen >= images_seen:
                 die()
             original(log, progress)
 
-        pipelines.training.trainer.Log.step = step
+        pipelines.training.loop.Loop.step = step
 
     def _arm_write(self, store: Path) -> None:
         original = LocalStorage.put_if_absent

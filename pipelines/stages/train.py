@@ -22,6 +22,7 @@ from pipelines.buckets import known
 from pipelines.encoding.columns import column, statistics_at
 from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
 from pipelines.stages.train_autoencoder import check_training
+from pipelines.training.config import DDPConfig, GuardConfig, ParallelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,9 @@ class Train(Stage):
     latents: Annotated[str, Input("dataset", ("moments.npy",))]
     autoencoder: Annotated[str, Input("snapshot")]
     """The one that made the latents; a copy of it goes into the snapshot."""
+    initial: Annotated[str | None, Input("snapshot")] = added(None)
+    """A train stage, or any snapshot of a denoiser, whose weights this training begins with: one of a smaller
+    resolution, or one that skipped tokens."""
     resolution: int | None = added(None)
     """Which of encode's resolutions it is trained at, px: one of its `also`; the images' own if None."""
     text: Annotated[str | None, Input("dataset", ("text.json", "text.npy", "pooled.npy"))] = None
@@ -90,10 +94,17 @@ class Train(Stage):
     """Pieces of a worker's share of the batch, of which one at a time is in memory."""
     compile: bool = added(False)
     """Compiles the network's blocks in the first minutes: for a GPU, or a CPU that trains for hours."""
+    guard: GuardConfig = added(GuardConfig())
+    """When it goes back to a checkpoint, and leaves out what did harm."""
     ema_width: float | None = added(None)
     """Width of the snapshot's average, made after training of those that `optimization.ema_others` kept;
     `optimization.ema` if None. Another width takes seconds, not another training."""
 
+    parallel: ParallelConfig = execution(DDPConfig())
+    """How several workers share the training."""
+    recompute: bool = execution(False)
+    """Makes the blocks' activations again in the backward pass instead of keeping them: about a third slower,
+    in a fraction of the memory, to the same result."""
     sampler: SamplerConfig = execution(HeunConfig())
     """Of the live pictures, and the snapshot's own choice when it is asked to draw."""
     guidance: GuidanceConfig = execution(GuidanceConfig())
@@ -181,6 +192,9 @@ class Train(Stage):
             accumulate=self.accumulate,
             compile=self.compile,
             ema_width=self.ema_width,
+            parallel=self.parallel,
+            guard=self.guard,
+            recompute=self.recompute,
         )
         name = "autoencoder.safetensors"
         session.output.replace(name, autoencoder.read(name))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cluster.gang import Member
     from cluster.storage import Storage
     from diffusion.ema import EMA
     from pipelines.training.checkpoint import Mark
@@ -22,16 +23,22 @@ TIMES = 8
 """How often a training stores them."""
 
 
-def store(storage: Storage, mark: Mark, ema: EMA) -> None:
-    """All widths in fp16, as "width/parameter"; the same place of the same training gives the same bytes."""
+def store(storage: Storage, mark: Mark, ema: EMA, *, member: Member) -> None:
+    """All widths in fp16, as "width/parameter"; the same place of the same training gives the same bytes.
+
+    All ranks must call it together: averages that FSDP2 cut are gathered; rank 0 writes."""
     from safetensors.torch import save
+
+    from diffusion import sharding
 
     end = f"-of-{mark.target:012d}" if mark.cooling else ""
     tensors = {
-        f"{width}/{name}": average.half().contiguous().cpu()
+        f"{width}/{name}": sharding.whole(average).half().contiguous().cpu()
         for width, averages in ema.averages.items()
         for name, average in averages.items()
     }
+    if member.rank:
+        return
     storage.replace(f"averages-{mark.images_seen:012d}{end}.safetensors", save(tensors))
 
 

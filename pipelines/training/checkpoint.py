@@ -96,6 +96,36 @@ def newest(storage: Storage, usable: Callable[[Mark], bool]) -> Checkpoint | Non
     return None
 
 
+def restore(
+    storage: Storage,
+    usable: Callable[[Mark], bool],
+    *,
+    rank: int,
+    world: int,
+    like: Mapping[str, Tensor],
+) -> Checkpoint | None:
+    """The newest whole checkpoint, the same on all ranks, which must ask together.
+
+    Args:
+        like: this training's own tensors as they are laid out on this rank; an optimizer's are laid out as
+            the parameter that they are of.
+    """
+    if world == 1:
+        return newest(storage, usable)
+    import torch
+    import torch.distributed
+
+    found = newest(storage, usable) if rank == 0 else None
+    choice = torch.tensor([found.mark.images_seen, found.mark.lease] if found else [-1, -1])
+    if torch.distributed.get_backend() == "nccl":
+        choice = choice.cuda()
+    torch.distributed.broadcast(choice, 0)
+    images_seen, lease = choice.tolist()
+    if rank == 0 or images_seen < 0:
+        return found
+    return read(storage, name_of(images_seen, lease))
+
+
 def read(storage: Storage, name: str) -> Checkpoint:
     """The checkpoint of that name (`Mark.name`). Raises ValueError where it is missing or damaged."""
     from safetensors.torch import load
@@ -133,8 +163,9 @@ class Writer:
     An error in the thread is raised by the next call.
     """
 
-    def __init__(self, storage: Storage, *, keep: int = 2) -> None:
+    def __init__(self, storage: Storage, *, rank: int = 0, world: int = 1, keep: int = 2) -> None:
         self.storage = storage
+        self.rank, self.world = rank, world
         self.keep = keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -143,15 +174,29 @@ class Writer:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def write(self, mark: Mark, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Copies the tensors to memory of its own and returns; waits first for one that still goes on."""
+    def write(
+        self,
+        mark: Mark,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        *,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copies the tensors to memory of its own and returns; waits first for one that still goes on.
+
+        All ranks must call it at the same step, each with its live tensors; `done` is called in the thread
+        when the checkpoint is committed.
+        """
         self.wait()
+        if self.rank:
+            return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         frozen = json.loads(json.dumps(state))
 
         def run() -> None:
             try:
                 save(self.storage, mark, copies, frozen)
+                done()
                 prune(self.storage, keep=self.keep)
             except BaseException as error:
                 self._error = error

@@ -1,13 +1,70 @@
-"""From a stage that trains to the workers that do it: the fields that all such stages have."""
+"""From a stage that trains to the workers that do it: what a training is, and how stages ask for one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from diffusion.config import OptimizationConfig
+from pipelines.training.config import DDPConfig, GuardConfig, ParallelConfig
+
 if TYPE_CHECKING:
-    from diffusion.config import OptimizationConfig
+    import torch
+
+    from cluster.storage import Storage
     from pipelines.stage import Session
+    from pipelines.training.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, on what terms, and how often to look."""
+
+    batch: int
+    """Images of the global batch."""
+    images_seen: int
+    """At which it ends."""
+    optimization: OptimizationConfig
+    seed: int
+    precision: Literal["float32", "bfloat16"]
+    accelerated: bool
+    """Whether each worker has a GPU."""
+    file: str
+    """Of the snapshot's weights."""
+    parallel: ParallelConfig = DDPConfig()
+    guard: GuardConfig = GuardConfig()
+    recompute: bool = False
+    """Makes the blocks' activations again in the backward pass instead of keeping them."""
+    accumulate: int = 1
+    """Pieces of a worker's share of the batch, of which one at a time is in memory."""
+    compile: bool = False
+    """Compiles the module's blocks."""
+    ema_width: float | None = None
+    """Of the average in the snapshot, made of stored ones; `optimization.ema`, which needs none, if None."""
+    validate_every: int | None
+    samples_every: int | None
+    checkpoint_every: int | None
+    checkpoint_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker is sent."""
+
+    training: Training
+    task: Callable[[torch.device, int], Task]
+    """Builds it from the device and the number of workers on a machine."""
+    output: Storage
+    checkpoints: Storage
+    lease: int
+
+
+def uncooled(training: Training, images_seen: int) -> bool:
+    """Whether longer trainings pass through the same state at `images_seen`."""
+    return training.optimization.before_cooldown(
+        images_seen, batch=training.batch, target_images=training.images_seen
+    )
 
 
 class Trains(Protocol):
@@ -52,7 +109,7 @@ def trained(
         pictures: the same of them.
         more: other fields of `Training`.
     """
-    from pipelines.training.trainer import Job, Training, train_worker
+    from pipelines.training.trainer import train_worker
 
     training = Training(
         batch=stage.batch,

@@ -73,7 +73,8 @@ def bench_training() -> Iterator[Result]:
     from cluster.storage import Storage
     from diffusion.training import TrainingState, fit
     from pipelines.stream import TrainingStream
-    from pipelines.training.trainer import Job, Training, train_worker
+    from pipelines.training.job import Job, Training
+    from pipelines.training.trainer import train_worker
 
     torch.set_num_threads(torch.get_num_threads())
     planned = line()["model"]

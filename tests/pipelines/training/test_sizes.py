@@ -17,7 +17,7 @@ from pipelines.arrays import pixels
 from pipelines.models import Generator, SnapshotFolder
 from pipelines.stages.generate import Generate
 from pipelines.stages.train_autoencoder import TrainAutoencoder
-from pipelines.training import trainer
+from pipelines.training import loop, trainer
 from pipelines.training.tasks.autoencoder import AutoencoderTask
 from pipelines.training.tasks.denoiser import DenoiserTask
 from pipelines.training.tasks.rows import Grouped
@@ -56,16 +56,16 @@ def test_stopped_and_resumed_is_the_unbroken_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stage, step = tiny.train(network=NETWORKS[name], checkpoint_every=16), trainer.Log.step
+    stage, step = tiny.train(network=NETWORKS[name], checkpoint_every=16), loop.Loop.step
 
-    def stopping(self: trainer.Log, progress: Any) -> None:
+    def stopping(self: loop.Loop, progress: Any) -> None:
         step(self, progress)
         if progress.images_seen == 56:
             self._writer.wait()
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Log, "step", stopping)
+        patch.setattr(loop.Loop, "step", stopping)
         with pytest.raises(Stop):
             tiny.run(stage, tiny.session(tmp_path, inputs))
     session = tiny.session(tmp_path, inputs, lease=2)

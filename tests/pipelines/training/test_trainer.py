@@ -24,7 +24,7 @@ from cluster.storage import LocalStorage
 from diffusion import compilation
 from diffusion.config import OptimizationConfig
 from pipelines.models import SnapshotFolder
-from pipelines.training import trainer
+from pipelines.training import loop
 from pipelines.training.tasks.denoiser import DenoiserTask
 from tests.pipelines import tiny
 
@@ -54,14 +54,14 @@ def notes(session: tiny.TinySession) -> list[str]:
 
 
 def kill_in_step(folder: Path) -> None:
-    step = trainer.Log.step
+    step = loop.Loop.step
 
-    def dying(self: trainer.Log, progress: Any) -> None:
+    def dying(self: loop.Loop, progress: Any) -> None:
         if progress.images_seen == 56:
             os.kill(os.getpid(), signal.SIGKILL)
         step(self, progress)
 
-    trainer.Log.step = dying
+    loop.Loop.step = dying
 
 
 def kill_in_write(suffix: str, number: int) -> Callable[[Path], None]:
@@ -251,7 +251,7 @@ def test_hopeless_training_stops_with_a_reason(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "HOPELESS", 5)
-    monkeypatch.setattr(trainer, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     stage = tiny.train(optimization=OptimizationConfig(lr=float("inf"), warmup=0))
 
     with pytest.raises(ValueError, match=r"lower optimization\.lr"):
@@ -285,17 +285,16 @@ def gang(world: int, folder: Path, line: dict[str, Any], stage: Any, *, dies_at:
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
         )
         if dies_at is not None:
-            step = trainer.Log.step
+            step = loop.Loop.step
 
-            def dying(self: trainer.Log, progress: Any) -> None:
+            def dying(self: loop.Loop, progress: Any) -> None:
                 step(self, progress)
                 if progress.images_seen == dies_at:
-                    if rank == 0:
-                        self._writer.wait()
+                    self._writer.wait()
                     torch.distributed.barrier()
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            trainer.Log.step = dying
+            loop.Loop.step = dying
         session = tiny.session(folder, line)
         session.__class__ = Gang
         tiny.run(stage, session)

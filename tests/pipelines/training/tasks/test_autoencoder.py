@@ -18,7 +18,7 @@ from diffusion.config.adversarial import DiscriminatorConfig
 from pipelines.dataset import Dataset
 from pipelines.models import SnapshotFolder
 from pipelines.stages.train_autoencoder import TrainAutoencoder
-from pipelines.training import trainer
+from pipelines.training import loop
 from pipelines.training.tasks.autoencoder import AutoencoderTask, encoding
 from tests.pipelines import tiny
 
@@ -122,18 +122,18 @@ def test_broken_off_on_either_side_of_its_start_it_ends_in_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
     reached: int,
 ) -> None:
-    step = trainer.Log.step
+    step = loop.Loop.step
 
-    def dying(self: trainer.Log, progress: Any) -> None:
+    def dying(self: loop.Loop, progress: Any) -> None:
         step(self, progress)
         if progress.images_seen == reached:
             self._writer.wait()
             raise InterruptedError
 
-    monkeypatch.setattr(trainer.Log, "step", dying)
+    monkeypatch.setattr(loop.Loop, "step", dying)
     with pytest.raises(InterruptedError):
         stage().run(tiny.session(tmp_path, {"images": images}))
-    monkeypatch.setattr(trainer.Log, "step", step)
+    monkeypatch.setattr(loop.Loop, "step", step)
     resumed(images, unbroken, tmp_path, reached)
 
 

@@ -19,7 +19,7 @@ from pipelines.dataset import Dataset, describe, write_manifest
 from pipelines.shards import write_shard
 from pipelines.stage import Row, Sample
 from pipelines.stages.train_autoencoder import TrainAutoencoder
-from pipelines.training import trainer
+from pipelines.training import loop
 from tests.pipelines import tiny
 
 SIDE, TRAIN, HELD_OUT = 24, 320, 64
@@ -55,7 +55,7 @@ def test_held_out_emoji_come_back_and_the_discriminator_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(trainer, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     stage = TrainAutoencoder(
         images="images",
         autoencoder=KLAutoencoderConfig(latent_channels=4, channels=24, multipliers=(1, 2), stem=2),

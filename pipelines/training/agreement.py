@@ -1,0 +1,48 @@
+"""What any worker wishes, all do at the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Agreement:
+    """Wishes of one step are known to all ranks after the next: nobody waits for their exchange.
+
+    Every rank must call `exchange` after every step, in the same order as its other collectives.
+    """
+
+    def __init__(self, words: Sequence[str], *, world: int) -> None:
+        """`words`: all that can be wished."""
+        self._words = tuple(words)
+        self._group: torch.distributed.ProcessGroup | None = None
+        self._pending: tuple[torch.distributed.Work, torch.Tensor] | None = None
+        if world > 1:
+            import torch.distributed
+
+            # On the CPU whatever the gradients travel by: no wish waits for a device.
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def exchange(self, wishes: Iterable[str]) -> frozenset[str]:
+        """Tells this rank's wishes; gives those that any rank told one call before (of one rank: at once)."""
+        mine = frozenset(wishes)
+        if self._group is None:
+            return mine
+        import torch
+        import torch.distributed
+
+        agreed: frozenset[str] = frozenset()
+        if self._pending is not None:
+            work, votes = self._pending
+            work.wait()
+            agreed = frozenset(word for word, vote in zip(self._words, votes.tolist(), strict=True) if vote)
+        votes = torch.tensor([float(word in mine) for word in self._words])
+        told = torch.distributed.all_reduce(
+            votes, op=torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        assert told is not None
+        self._pending = (told, votes)
+        return agreed

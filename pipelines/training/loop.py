@@ -1,0 +1,218 @@
+"""What happens between a training's steps."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cluster.gang import GangPaused
+from pipelines.training import averages, parallel
+from pipelines.training.account import Account
+from pipelines.training.agreement import Agreement
+from pipelines.training.checkpoint import Mark, Writer
+from pipelines.training.figures import Figures
+from pipelines.training.guard import Guard
+from pipelines.training.job import Job, uncooled
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cluster.gang import Member
+    from diffusion.training import Progress, TrainingState
+    from pipelines.training.tasks.task import Task
+
+REPORT_SECONDS = 1.0
+"""Between two readings of the loss: reading it waits for the device."""
+CHECKPOINT, STOP = "checkpoint", "stop"
+"""What a rank may wish of all."""
+
+
+@dataclass(eq=False)
+class Loop:
+    """What happens between the steps, on every rank at the same ones: events, held-out figures, pictures,
+    checkpoints, and the end where somebody asks for it. Only rank 0 tells."""
+
+    job: Job
+    member: Member
+    task: Task
+    state: TrainingState
+    spread: parallel.Spread
+    guard: Guard
+    figures: Figures
+    account: Account
+    curve: list[list[Any]] = field(default_factory=list)
+    _losses: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.training = self.job.training
+        self._writer = Writer(self.job.checkpoints, rank=self.member.rank, world=self.member.world)
+        self._agreement = Agreement((CHECKPOINT, STOP), world=self.member.world)
+        self._written_at = self.state.images_seen
+        self._written = self._reported = time.monotonic()
+
+    def step(self, progress: Progress) -> None:
+        """After each step.
+
+        Raises:
+            RollBack: the training has to begin anew from an older checkpoint.
+            GangPaused: it was asked to end, and its state is safe.
+        """
+        training, seen = self.training, progress.images_seen
+        self.account.stepped(seen)
+        self.member.beat(seen)
+        self.guard.step(progress)
+        agreed = self._agreement.exchange(self._wishes())
+        last = seen >= training.images_seen
+        self._losses.append(progress.loss)
+        if last or time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report(progress, time.monotonic() - self._reported)
+        with self.account.spent("look"):
+            if last or progress.every(training.validate_every):
+                self._validate(seen)
+            if last or progress.every(training.samples_every):
+                self._picture(seen)
+        others = training.optimization.ema_others
+        if others and (last or progress.every(max(1, training.images_seen // averages.TIMES))):
+            averages.store(self.job.checkpoints, self._mark(seen), self.state.ema, member=self.member)
+        anchor = self._uncooled(seen) and not self._uncooled(seen + training.batch)
+        if last or anchor or agreed or progress.every(training.checkpoint_every):
+            self._write(seen)
+        if STOP in agreed and not last:
+            with self.account.spent("checkpoint"):
+                self._writer.wait()
+            raise GangPaused(f"Stopped at {seen:,} images, which are safe: run again to go on.")
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the snapshot's weights, the average over training in fp16, once the checkpoint is safe."""
+        if self._written_at != self.state.images_seen:  # the last batches were left out
+            self._write(self.state.images_seen)
+        with self.account.spent("checkpoint"):
+            self._writer.wait()
+        averaged, facts = self._average(), {}
+        if self.member.rank:
+            return {}
+        import torch
+        from safetensors.torch import save
+
+        from pipelines.training.tasks.task import Contested
+
+        if self.training.ema_width is not None:
+            tensors, misfit = averages.reconstruct(
+                self.job.checkpoints,
+                images_seen=self.state.images_seen,
+                width=self.training.ema_width,
+                target=self.training.images_seen,
+                cooling=lambda images_seen: not self._uncooled(images_seen),
+            )
+            averaged.load_state_dict(tensors, strict=False)
+            facts = {"ema": {"width": self.training.ema_width, "misfit": misfit}}
+        weights = self.task.weights(averaged)
+        untouched = self.task.untouched if isinstance(self.task, Contested) else frozenset()
+        tensors = {
+            name: _stored(t, exact=name in untouched).contiguous().cpu() for name, t in weights.items()
+        }
+        broken = sorted(
+            name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
+        )
+        if broken:
+            raise ValueError(
+                f"The weights {', '.join(broken[:3])} are not finite: lower optimization.lr and train again."
+            )
+        data = save(tensors)
+        self.job.output.replace(self.training.file, data)
+        return {
+            "images_seen": self.state.images_seen,
+            "curve": self.curve,
+            "skipped": int(self.state.skipped),
+            "parameters": sum(t.numel() for t in weights.values()),
+            **self.task.facts(),
+            **facts,
+            **self.guard.facts(),
+            "time": self.account.summary(),
+            "files": {self.training.file: hashlib.sha256(data).hexdigest()},
+        }
+
+    def _wishes(self) -> list[str]:
+        wishes = [STOP] if self.member.stopping() else []
+        seconds, now = self.training.checkpoint_seconds, time.monotonic()
+        # Rank 0's clock alone decides.
+        if self.member.rank == 0 and seconds is not None and now - self._written >= seconds:
+            wishes += [] if self._writer.busy else [CHECKPOINT]
+        return wishes
+
+    def _report(self, progress: Progress, seconds: float) -> None:
+        import torch
+
+        from pipelines.training.tasks.task import Contested
+
+        images, losses = len(self._losses) * self.training.batch, torch.stack(self._losses)
+        self._losses.clear()
+        self._reported = time.monotonic()
+        figures = self.figures.values(images=images, seconds=seconds)
+        if self.member.rank:
+            return
+        values = {
+            "loss": losses.float().mean().item(),
+            "grad_norm": progress.grad_norm.item(),
+            "lr": progress.lr,
+            "images_per_second": images / max(seconds, 1e-9),
+            **figures,
+            **self.account.values(),
+        }
+        if skipped := int(progress.skipped):
+            values["skipped_steps"] = skipped
+        if isinstance(self.task, Contested):
+            values |= {name: value.item() for name, value in self.task.figures().items()}
+        self.member.event({"kind": "metrics", "step": progress.images_seen, "values": values})
+        done, total = progress.images_seen, max(self.training.images_seen, progress.images_seen)
+        self.member.event({"kind": "progress", "done": done, "total": total, "unit": "images"})
+
+    def _validate(self, images_seen: int) -> None:
+        averaged = self._average()
+        values = {} if self.member.rank else self.task.evaluate(averaged)
+        if values:
+            self.curve = [point for point in self.curve if point[0] < images_seen] + [[images_seen, values]]
+            self.member.event({"kind": "metrics", "step": images_seen, "values": values})
+
+    def _picture(self, images_seen: int) -> None:
+        averaged = self._average()
+        png = None if self.member.rank else self.task.picture(averaged)
+        if png is not None:
+            self.member.event({"kind": "picture", "name": "samples", "step": images_seen, "png": png})
+
+    def _write(self, images_seen: int) -> None:
+        with self.account.spent("checkpoint"):
+            mark = self._mark(images_seen)
+            self._writer.write(
+                mark,
+                self.state.state_dict(),
+                {"curve": self.curve, "world": self.member.world},
+                done=lambda: self.account.saved(images_seen),
+            )
+        self._written, self._written_at = time.monotonic(), images_seen
+
+    def _mark(self, images_seen: int) -> Mark:
+        return Mark(
+            images_seen=images_seen,
+            lease=self.job.lease,
+            cooling=not self._uncooled(images_seen),
+            target=self.training.images_seen,
+        )
+
+    def _uncooled(self, images_seen: int) -> bool:
+        return uncooled(self.training, images_seen)
+
+    def _average(self) -> nn.Module:
+        """The averaged weights in a whole module, on every rank: all must ask together."""
+        self.state.ema.copy_to(self.spread.averaged)
+        return self.spread.averaged
+
+
+def _stored(weight: Tensor, *, exact: bool) -> Tensor:
+    """In fp16, unless it must be `exact` and that is not."""
+    if not weight.dtype.is_floating_point:
+        return weight
+    half = weight.half()
+    return weight if exact and not bool((half.to(weight.dtype) == weight).all()) else half
