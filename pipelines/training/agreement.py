@@ -46,3 +46,10 @@ class Agreement:
         assert told is not None
         self._pending = (told, votes)
         return agreed
+
+    def close(self) -> None:
+        """Ends what is still on its way; for all ranks together, before they part. Wishes not yet heard are
+        lost."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None

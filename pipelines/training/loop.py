@@ -13,7 +13,7 @@ from pipelines.training.account import Account
 from pipelines.training.agreement import Agreement
 from pipelines.training.checkpoint import Mark, Writer
 from pipelines.training.figures import Figures
-from pipelines.training.guard import Guard
+from pipelines.training.guard import Guard, RollBack
 from pipelines.training.job import Job, uncooled
 
 if TYPE_CHECKING:
@@ -62,7 +62,11 @@ class Loop:
         training, seen = self.training, progress.images_seen
         self.account.stepped(seen)
         self.member.beat(seen)
-        self.guard.step(progress)
+        try:
+            self.guard.step(progress)
+        except RollBack:
+            self._agreement.close()
+            raise
         agreed = self._agreement.exchange(self._wishes())
         last = seen >= training.images_seen
         self._losses.append(progress.loss)
@@ -82,10 +86,12 @@ class Loop:
         if STOP in agreed and not last:
             with self.account.spent("checkpoint"):
                 self._writer.wait()
+            self._agreement.close()
             raise GangPaused(f"Stopped at {seen:,} images, which are safe: run again to go on.")
 
     def finish(self) -> dict[str, Any]:
         """Writes the snapshot's weights, the average over training in fp16, once the checkpoint is safe."""
+        self._agreement.close()
         if self._written_at != self.state.images_seen:  # the last batches were left out
             self._write(self.state.images_seen)
         with self.account.spent("checkpoint"):

@@ -34,7 +34,9 @@ def work(rank: int, folder: Path) -> None:
         torch.distributed.all_reduce(torch.ones(1000))
         time.sleep(chance.random() * 0.01)
         heard.append(sorted(agreement.exchange(WISHES.get((step, rank), []))))
+    agreement.close()
     (folder / f"{rank}.json").write_text(json.dumps(heard))
+    torch.distributed.destroy_process_group()
 
 
 def test_all_ranks_hear_a_wish_one_step_after_it(tmp_path: Path) -> None:
