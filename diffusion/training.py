@@ -11,7 +11,6 @@ import torch
 import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from diffusion import sharding
@@ -19,6 +18,7 @@ from diffusion.accumulation import micro_batches
 from diffusion.config import OptimizationConfig
 from diffusion.ema import EMA
 from diffusion.optimizers import Muon
+from diffusion.spikes import Spikes
 
 Share = TypeVar("Share")
 
@@ -62,16 +62,28 @@ class TrainingState:
     """Each has parameters of its own, and skips a step without asking the device where `found_inf` is 1."""
     ema: EMA
     skipped: Int[Tensor, ""]
-    """Steps so far whose gradient was not finite and which changed nothing; on the module's device."""
+    """Steps so far whose gradient was not finite, or a spike, and which changed nothing; on the module's
+    device."""
     images_seen: int = 0
     """Over all ranks."""
     rival: Rival | None = None
+    spikes: Spikes | None = None
+    """Tells which gradients are out of all proportion; any finite one is good if None."""
 
     @classmethod
     def start(
-        cls, module: nn.Module, optimization: OptimizationConfig, *, rival: Rival | None = None
+        cls,
+        module: nn.Module,
+        optimization: OptimizationConfig,
+        *,
+        rival: Rival | None = None,
+        spike: float | None = None,
     ) -> TrainingState:
-        """A training that has seen nothing, of a module that is on its device, and sharded if it is to be."""
+        """A training that has seen nothing, of a module that is on its device, and sharded if it is to be.
+
+        Args:
+            spike: gradient norm over the typical one above which a step is to change nothing.
+        """
         device = next(module.parameters()).device
         state = cls(
             module=module,
@@ -83,6 +95,7 @@ class TrainingState:
             ),
             skipped=torch.zeros((), dtype=torch.int64, device=device),
             rival=rival,
+            spikes=None if spike is None else Spikes.start(spike, device=device),
         )
         if rival is not None:
             _set_apart(state.optimizers, state.parties()[1], rate=rival.rate)
@@ -105,6 +118,8 @@ class TrainingState:
             for optimizer in self.optimizers:
                 slots = optimizer.state.get(parameter, {})
                 tensors |= {f"optimizer.{name}.{slot}": tensor for slot, tensor in slots.items()}
+        if self.spikes is not None:
+            tensors["spikes"] = self.spikes.seen
         return tensors | {"skipped": self.skipped, "images_seen": torch.tensor(self.images_seen)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -125,6 +140,8 @@ class TrainingState:
             restored = torch.empty_like(place, dtype=tensor.dtype, device=parameter.device)
             sharding.copy(restored, tensor)
             owners[parameter].state[parameter][slot] = restored
+        if self.spikes is not None and "spikes" in tensors:
+            self.spikes.seen.copy_(tensors["spikes"])
         self.skipped.copy_(tensors["skipped"])
         self.images_seen = int(tensors["images_seen"])
 
@@ -142,7 +159,7 @@ class Progress:
     """Of the global batch, before clipping; without the rival's."""
     lr: float
     skipped: Int[Tensor, ""]
-    """Steps so far that changed nothing because the gradient was not finite."""
+    """Steps so far that changed nothing because the gradient was not finite, or a spike."""
 
     def every(self, images: int | None) -> bool:
         """Whether this step reached or passed a multiple of `images`; never if None."""
@@ -161,7 +178,7 @@ def fit(
     target_images: int,
     autocast: torch.dtype | None = None,
     accumulate: int = 1,
-    ddp: DistributedDataParallel | None = None,
+    ddp: sharding.Quiet | None = None,
     skip: Callable[[int], bool] = lambda images_seen: False,
 ) -> Iterator[Progress]:
     """Trains until `target_images` or just past it, one item a step; nothing waits for the device.
@@ -178,8 +195,8 @@ def fit(
         autocast: of the losses' arithmetic, `torch.bfloat16` say; weights, gradients and averages stay fp32.
         accumulate: micro-batches that a share is cut into (`micro_batches`), one in memory at a time. Their
             gradients add up to that of the whole.
-        ddp: the DDP that `loss` calls, which then talks to the other ranks once a step and not once a
-            micro-batch.
+        ddp: the DDP that `loss` calls, or what `sharding.shard` gave, which then talks to the other ranks
+            once a step and not once a micro-batch.
         skip: whether the batch that begins at so many images is left out: it counts as seen, changes nothing,
             and is not among `batches`.
 
@@ -222,16 +239,20 @@ def fit(
 
         # After the reduction all ranks have one norm, so all skip or none does. The optimizers read the flag
         # on the device, and leave parameters, moments and their own count of steps as they are.
-        finite = grad_norm.isfinite()
+        good = grad_norm.isfinite()
+        if state.spikes is not None:
+            good = good & ~state.spikes.among(grad_norm)
         if state.rival is not None and state.images_seen < state.rival.start:
             for parameter in opposed:
                 parameter.grad = None
         elif opposed:
-            finite = finite & sharding.whole(clip_grad_norm_(opposed, limit)).isfinite()
+            good = good & sharding.whole(clip_grad_norm_(opposed, limit)).isfinite()
         for optimizer in state.optimizers:
-            optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.found_inf = (~good).float()  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
-        state.skipped = state.skipped + ~finite
+        state.skipped = state.skipped + ~good
+        if state.spikes is not None:
+            state.spikes.see(grad_norm, good)
 
         state.images_seen += batch
         state.ema.update(state.module, images_seen=state.images_seen, batch=batch)
