@@ -23,8 +23,8 @@ WINDOW = 20.0
 PLAIN_EVERY = 15.0
 """Seconds between two progress lines of a stage where there is no terminal."""
 SHOWN_METRICS = 3
-HIDDEN_METRICS = ("grad_norm", "lr", "images_per_second")
-"""They stand in the report and in MLflow."""
+HIDDEN_METRICS = ("grad_norm", "lr", "images_per_second", "badput_")
+"""Beginnings of their names. They stand in the report and in MLflow."""
 PICTURE_LINES = 12
 
 
@@ -96,7 +96,7 @@ class Board:
             row.progress(time, event["done"], event.get("total"), str(event.get("unit") or ""))
         elif kind == "metrics":
             shown = {k: v for k, v in event["values"].items() if isinstance(v, (int, float))}
-            row.metrics |= {k: v for k, v in shown.items() if k not in HIDDEN_METRICS}
+            row.metrics |= {k: v for k, v in shown.items() if not k.startswith(HIDDEN_METRICS)}
         elif kind == "picture":
             self.picture, self.picture_of = event["png"], f"{name}: {event['name']}"
         elif kind == "note":

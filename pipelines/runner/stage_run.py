@@ -18,6 +18,7 @@ from pipelines.runner.artifacts import finished
 from pipelines.runner.plan import PlannedStage
 from pipelines.runner.record import header
 from pipelines.stage import Stage
+from pipelines.training.account import told
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -123,6 +124,8 @@ def run_stage(
             record = header(
                 planned, inputs, resources=resources, executor=executor, seconds=time.monotonic() - start
             )
+            if line := told(said.get("time") or {}):
+                emit({"kind": "note", "text": line})
             said = said if stage.output == "dataset" else {stage.output: said}
             return write_manifest(output, {**record, **said}, kind=stage.output)
     return read_manifest(output)

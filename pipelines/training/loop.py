@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from pipelines.training.tasks.task import Task
 
 REPORT_SECONDS = 1.0
-"""Between two readings of the loss: reading it waits for the device."""
-CHECKPOINT, STOP = "checkpoint", "stop"
+"""Between two readings of the loss, at least: reading it waits for the device."""
+CHECKPOINT, REPORT, STOP = "checkpoint", "report", "stop"
 """What a rank may wish of all."""
 
 
@@ -43,12 +44,15 @@ class Loop:
     figures: Figures
     account: Account
     curve: list[list[Any]] = field(default_factory=list)
-    _losses: list[Tensor] = field(default_factory=list)
+    _asked: set[str] = field(default_factory=set)
+    """What rank 0 has wished and not yet heard."""
+    _steps: int = 0
+    """Since the last report."""
 
     def __post_init__(self) -> None:
         self.training = self.job.training
         self._writer = Writer(self.job.checkpoints, rank=self.member.rank, world=self.member.world)
-        self._agreement = Agreement((CHECKPOINT, STOP), world=self.member.world)
+        self._agreement = Agreement((CHECKPOINT, REPORT, STOP), world=self.member.world)
         self._written_at = self.state.images_seen
         self._written = self._reported = time.monotonic()
 
@@ -68,10 +72,11 @@ class Loop:
             self._agreement.close()
             raise
         agreed = self._agreement.exchange(self._wishes())
+        self._asked -= agreed
         last = seen >= training.images_seen
-        self._losses.append(progress.loss)
-        if last or time.monotonic() - self._reported >= REPORT_SECONDS:
-            self._report(progress, time.monotonic() - self._reported)
+        self._steps += 1
+        if last or REPORT in agreed:
+            self._report(progress)
         with self.account.spent("look"):
             if last or progress.every(training.validate_every):
                 self._validate(seen)
@@ -81,7 +86,7 @@ class Loop:
         if others and (last or progress.every(max(1, training.images_seen // averages.TIMES))):
             averages.store(self.job.checkpoints, self._mark(seen), self.state.ema, member=self.member)
         anchor = self._uncooled(seen) and not self._uncooled(seen + training.batch)
-        if last or anchor or agreed or progress.every(training.checkpoint_every):
+        if last or anchor or agreed & {CHECKPOINT, STOP} or progress.every(training.checkpoint_every):
             self._write(seen)
         if STOP in agreed and not last:
             with self.account.spent("checkpoint"):
@@ -141,36 +146,39 @@ class Loop:
         }
 
     def _wishes(self) -> list[str]:
-        wishes = [STOP] if self.member.stopping() else []
-        seconds, now = self.training.checkpoint_seconds, time.monotonic()
-        # Rank 0's clock alone decides.
-        if self.member.rank == 0 and seconds is not None and now - self._written >= seconds:
-            wishes += [] if self._writer.busy else [CHECKPOINT]
-        return wishes
+        stop = [STOP] if self.member.stopping() else []
+        if self.member.rank:
+            return stop
+        # Rank 0's clock alone decides, and wishes once: what is agreed comes a step later.
+        wishes, seconds, now = set[str](), self.training.checkpoint_seconds, time.monotonic()
+        if seconds is not None and now - self._written >= seconds and not self._writer.busy:
+            wishes.add(CHECKPOINT)
+        if now - self._reported >= REPORT_SECONDS:
+            wishes.add(REPORT)
+        wishes -= self._asked
+        self._asked |= wishes
+        return [*stop, *wishes]
 
-    def _report(self, progress: Progress, seconds: float) -> None:
-        import torch
-
+    def _report(self, progress: Progress) -> None:
         from pipelines.training.tasks.task import Contested
 
-        images, losses = len(self._losses) * self.training.batch, torch.stack(self._losses)
-        self._losses.clear()
-        self._reported = time.monotonic()
-        figures = self.figures.values(images=images, seconds=seconds)
+        figures = self.figures.values(
+            images=self._steps * self.training.batch, since=self._reported, gather=self._agreement.gather
+        )
+        self._steps, self._reported = 0, time.monotonic()
         if self.member.rank:
             return
         values = {
-            "loss": losses.float().mean().item(),
+            **figures,
             "grad_norm": progress.grad_norm.item(),
             "lr": progress.lr,
-            "images_per_second": images / max(seconds, 1e-9),
-            **figures,
             **self.account.values(),
         }
         if skipped := int(progress.skipped):
             values["skipped_steps"] = skipped
         if isinstance(self.task, Contested):
             values |= {name: value.item() for name, value in self.task.figures().items()}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # as JSON has it
         self.member.event({"kind": "metrics", "step": progress.images_seen, "values": values})
         done, total = progress.images_seen, max(self.training.images_seen, progress.images_seen)
         self.member.event({"kind": "progress", "done": done, "total": total, "unit": "images"})
@@ -190,6 +198,7 @@ class Loop:
 
     def _write(self, images_seen: int) -> None:
         with self.account.spent("checkpoint"):
+            self.account.saving(images_seen)
             mark = self._mark(images_seen)
             self._writer.write(
                 mark,

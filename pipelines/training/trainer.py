@@ -44,13 +44,15 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
         raise ValueError(
             f"A batch of {job.training.batch} leaves some of {member.world} workers without an image."
         )
-    account = Account(job.checkpoints, member, lease=job.lease)
-    while True:
-        try:
-            return _attempt(job, member, account)
-        except RollBack as harm:
-            if member.rank == 0:
-                member.event({"kind": "note", "text": str(harm)})
+    account = Account(job.checkpoints, member, lease=job.lease, target=job.training.images_seen)
+    with contextlib.closing(account):
+        while True:
+            try:
+                return _attempt(job, member, account)
+            except RollBack as harm:
+                account.again()
+                if member.rank == 0:
+                    member.event({"kind": "note", "text": str(harm)})
 
 
 def _attempt(job: Job, member: Member, account: Account) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def _attempt(job: Job, member: Member, account: Account) -> dict[str, Any]:
             _settle(task.module, losses, stream, training.accumulate)
     with account.spent("restore"):
         found = _restore(job, member, guard, state)
+        account.restored(state.images_seen)
     if found is not None and member.rank == 0:
         member.event({"kind": "note", "text": f"Continues from {found.mark.images_seen:,} images."})
     loop = Loop(job, member, task, state, spread, guard, figures, account)

@@ -142,6 +142,10 @@ def test_killed_and_resumed_is_the_unbroken_one(
     assert notes(session) in [[f"Continues from {n} images."] for n in furthest]
     assert weights(resumed) == weights(unbroken)
     assert resumed.record["curve"] == unbroken.record["curve"]
+    time = resumed.record["time"]
+    assert time["attempts"] == 2
+    assert time["wall"] == pytest.approx(sum(time["seconds"].values()), abs=1e-3)
+    assert time["seconds"]["down"] > 0
 
 
 def test_damaged_newest_checkpoint_costs_only_its_steps(
