@@ -16,10 +16,8 @@ def compile_blocks(
     backend: str | Callable[..., Any] = "inductor",
     shapes: int = 1,
 ) -> int:
-    """Compiles the forward of every repeated block in place; equal blocks share one graph.
+    """Compiles the forward of every repeated block (`blocks`) in place; equal blocks share one graph.
 
-    A block is a member of an `nn.ModuleList` or `nn.Sequential`, the outermost where they nest, that is no
-    layer of torch's own.
     Parameters, their names and the module's type stay what they are, so optimizers, averages, checkpoints,
     DDP and FSDP2 see no difference; a deep copy is not compiled. Compile before wrapping, and after loading
     or before, as you like. Compilation itself happens in the first calls, one for each shape of input.
@@ -39,24 +37,26 @@ def compile_blocks(
     Raises:
         ValueError: there are none.
     """
-    blocks = list(_blocks(module))
-    if not blocks:
+    found = list(blocks(module))
+    if not found:
         raise ValueError(f"{type(module).__name__} has no repeated blocks (an nn.ModuleList) to compile.")
     # Blocks of one class share their code, whose graphs dynamo limits to 8; beyond, it gives up without a
     # word. Each block may need its own, in training and in evaluation, with gradients and without.
     limits: Any = torch._dynamo.config  # pyright: ignore[reportAttributeAccessIssue]
-    limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks) * shapes)
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(found) * shapes)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
-    for block in blocks:
+    for block in found:
         block.compile(mode=mode, backend=backend, dynamic=False)
-    return len(blocks)
+    return len(found)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The repeated blocks of a network, in order: members of an `nn.ModuleList` or `nn.Sequential`, the
+    outermost where they nest, that are no layers of torch's own."""
     for child in module.children():
         if isinstance(module, nn.ModuleList | nn.Sequential) and not type(child).__module__.startswith(
             "torch.nn."
         ):
             yield child
         else:
-            yield from _blocks(child)
+            yield from blocks(child)

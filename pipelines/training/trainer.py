@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pipelines.training.figures import Figures
 from pipelines.training.guard import Guard, RollBack
 from pipelines.training.job import Job, uncooled
 from pipelines.training.loop import Loop
+from pipelines.training.pinning import pinned
 from pipelines.training.prefetch import prefetched
 
 if TYPE_CHECKING:
@@ -44,18 +46,19 @@ def train_worker(config: dict[str, Any], member: Member) -> dict[str, Any]:
         raise ValueError(
             f"A batch of {job.training.batch} leaves some of {member.world} workers without an image."
         )
+    device = parallel.device(member, accelerated=job.training.accelerated)
     account = Account(job.checkpoints, member, lease=job.lease, target=job.training.images_seen)
-    with contextlib.closing(account):
+    with contextlib.closing(account), parallel.grouped(job.training.parallel, member, device):
         while True:
             try:
-                return _attempt(job, member, account)
+                return _attempt(job, member, device, account)
             except RollBack as harm:
                 account.again()
                 if member.rank == 0:
                     member.event({"kind": "note", "text": str(harm)})
 
 
-def _attempt(job: Job, member: Member, account: Account) -> dict[str, Any]:
+def _attempt(job: Job, member: Member, device: torch.device, account: Account) -> dict[str, Any]:
     """From the newest checkpoint to the end, or to a step that shows that it must begin from an older one."""
     import torch
 
@@ -63,7 +66,6 @@ def _attempt(job: Job, member: Member, account: Account) -> dict[str, Any]:
     from pipelines.training.tasks.task import Contested
 
     training = job.training
-    device = parallel.device(member, accelerated=training.accelerated)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         task = job.task(device, member.world)
@@ -77,6 +79,7 @@ def _attempt(job: Job, member: Member, account: Account) -> dict[str, Any]:
         recompute=training.recompute,
         compiled=training.compile,
         shapes=max(1, len(task.groups)),
+        rival=rival,
     )
     state = TrainingState.start(task.module, training.optimization, rival=rival)
     guard = Guard(training.guard, job.checkpoints, member, batch=training.batch)
@@ -170,7 +173,8 @@ def _shares(
         groups=task.groups,
     )
     places = (place for place in stream if not guard.skipped(int(place[0][0]) - member.rank))
-    made = prefetched(places, lambda place: task.share(*place), ahead=AHEAD, begin=_alone)
+    begin = functools.partial(_alone, device)
+    made = prefetched(places, lambda place: pinned(task.share(*place), device), ahead=AHEAD, begin=begin)
     with contextlib.closing(made):
         for share in made:
             yield share.to(device)
@@ -186,8 +190,8 @@ def _awaited(shares: Iterator[Any], account: Account) -> Iterator[Any]:
         yield share
 
 
-def _alone() -> None:
-    """One torch thread for the calling thread.
+def _alone(device: torch.device) -> None:
+    """One torch thread for the calling thread, and its device: a thread's own would be the first GPU.
 
     With a team of its own there would be more OpenMP threads than cores, and OpenMP then sends the training's
     threads to sleep after every operation: steps take up to 1.8 times as long.
@@ -195,3 +199,5 @@ def _alone() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
