@@ -50,6 +50,18 @@ class LogitNormal(Times):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chained(Times):
+    """Other times, each moved up to the next timestep of a chain of `steps` (Ho et al., 2020): uniform ones
+    give every timestep alike."""
+
+    times: Times
+    steps: int
+
+    def __call__(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return ((self.times(u) * self.steps).floor() + 1).clamp(max=self.steps) / self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogNormal(Times):
     """ln(sigma / alpha) ~ N(mean, std^2) on the path `schedule` (Karras et al., 2022, Table 1).
 
