@@ -7,6 +7,8 @@ to the activations are left out, as torch's own counter does (`torch.utils.flop_
 
 from __future__ import annotations
 
+import math
+
 from diffusion.config.networks import DiTConfig, NetworkConfig, UNetConfig
 
 _FEATURES = 256
@@ -17,7 +19,7 @@ def flops(
     config: NetworkConfig,
     *,
     channels: int,
-    size: int,
+    size: int | tuple[int, int],
     text_tokens: int = 0,
     text_width: int | None = None,
     pooled_width: int | None = None,
@@ -29,7 +31,7 @@ def flops(
     backward together are three times that.
 
     Args:
-        channels, size: of the latents, [channels, size, size].
+        channels, size: of the latents, [channels, size, size], or [channels, *size].
         text_tokens: in the caption, padding included; the null token comes on top. With 0 the caption is a
             pooled vector alone.
         text_width, pooled_width, low_channels, classes: as the network is built with. A class is looked up,
@@ -37,11 +39,12 @@ def flops(
         kept: share of the tokens that take a transformer's routed blocks, as for `kept_tokens`.
     """
     del classes
+    sides = (size, size) if isinstance(size, int) else size
     if isinstance(config, DiTConfig):
-        total = _transformer(config, channels, size, text_tokens, text_width, low_channels, kept)
+        total = _transformer(config, channels, sides, text_tokens, text_width, low_channels, kept)
         condition = config.width
     else:
-        total = _convolutional(config, channels, size, text_tokens, text_width, low_channels)
+        total = _convolutional(config, channels, sides, text_tokens, text_width, low_channels)
         condition = 4 * config.channels * config.multipliers[0]
     if text_width and pooled_width:
         total += _matrix(1, pooled_width, condition) - _matrix(1, text_width, condition)
@@ -51,13 +54,14 @@ def flops(
 def _transformer(
     config: DiTConfig,
     channels: int,
-    size: int,
+    sides: tuple[int, int],
     text_tokens: int,
     text_width: int | None,
     low_channels: int,
     kept: float,
 ) -> int:
-    width, tokens, patch = config.width, (size // config.patch) ** 2, config.patch**2
+    width, patch = config.width, config.patch**2
+    tokens = math.prod(side // config.patch for side in sides)
     hidden = max(32, round(config.mlp_ratio * width / 32) * 32)
     start, end = config.routed
     few = max(1, round(kept * tokens))
@@ -78,11 +82,17 @@ def _transformer(
 
 
 def _convolutional(
-    config: UNetConfig, channels: int, size: int, text_tokens: int, text_width: int | None, low_channels: int
+    config: UNetConfig,
+    channels: int,
+    sides: tuple[int, int],
+    text_tokens: int,
+    text_width: int | None,
+    low_channels: int,
 ) -> int:
     widths = [config.channels * m for m in config.multipliers]
     condition, multiple = 4 * widths[0], config.stem * 2 ** (len(widths) - 1)
-    side = -(-size // multiple) * multiple // config.stem
+    rows, columns = (-(-side // multiple) * multiple // config.stem for side in sides)
+    levels = [(rows // 2**level) * (columns // 2**level) for level in range(len(widths))]
     folded = config.stem**2
 
     def residual(places: int, inputs: int, outputs: int) -> int:
@@ -97,10 +107,10 @@ def _convolutional(
     total = _conditions(condition, text_width, low_channels, config.size_conditioning)
     if text_width and config.attention:
         total += _matrix(text_tokens, text_width, condition)
-    total += _matrix(side**2, 9 * (channels + low_channels) * folded, widths[0])
-    total += _matrix(side**2, 9 * widths[0], channels * folded)
+    total += _matrix(levels[0], 9 * (channels + low_channels) * folded, widths[0])
+    total += _matrix(levels[0], 9 * widths[0], channels * folded)
     for level, width in enumerate(widths):
-        places = (side // 2**level) ** 2
+        places = levels[level]
         if level:
             total += _matrix(places, 4 * widths[level - 1], width) + _matrix(
                 places, width, 4 * widths[level - 1]
@@ -108,7 +118,7 @@ def _convolutional(
         blocks = residual(places, width, width) + residual(places, 2 * width, width)
         total += config.blocks * (blocks + (2 * look(places, width) if level in config.attention else 0))
     if config.attention:
-        places = (side // 2 ** (len(widths) - 1)) ** 2
+        places = levels[-1]
         total += 2 * residual(places, widths[-1], widths[-1]) + look(places, widths[-1])
     return total
 

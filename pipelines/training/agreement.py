@@ -47,9 +47,38 @@ class Agreement:
         self._pending = (told, votes)
         return agreed
 
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's numbers, as many of each, on every rank: all must ask at the same step."""
+        if self._group is None:
+            return [list(values)]
+        import torch
+        import torch.distributed
+
+        mine = torch.tensor(values, dtype=torch.float64)
+        found = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(self._group))]
+        torch.distributed.all_gather(found, mine, group=self._group)
+        return [row.tolist() for row in found]
+
     def close(self) -> None:
         """Ends what is still on its way; for all ranks together, before they part. Wishes not yet heard are
         lost."""
         if self._pending is not None:
             self._pending[0].wait()
             self._pending = None
+
+
+def heard(data: bytes, *, rank: int, world: int) -> bytes:
+    """Rank 0's bytes, on every rank: all must ask together, and only rank 0's own `data` counts."""
+    if world == 1:
+        return data
+    import torch
+    import torch.distributed
+
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    size = torch.tensor([len(data)], device=device)
+    torch.distributed.broadcast(size, 0)
+    told = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    if rank == 0:
+        told.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    torch.distributed.broadcast(told, 0)
+    return bytes(told.cpu().numpy())

@@ -18,7 +18,7 @@ from diffusion.networks.routing import kept_tokens
 def counted(
     config: NetworkConfig,
     *,
-    size: int,
+    size: int | tuple[int, int],
     text_tokens: int = 0,
     text_width: int | None = None,
     pooled_width: int | None = None,
@@ -28,10 +28,11 @@ def counted(
 ) -> int:
     """What torch counts in the network's forward pass, on tensors without data."""
     given: dict[str, Any] = {}
+    height, width = (size, size) if isinstance(size, int) else size
     with torch.device("meta"):
         network = config.build(
             channels=4,
-            size=size,
+            size=round((height * width) ** 0.5),
             classes=classes,
             text_width=text_width,
             pooled_width=pooled_width,
@@ -45,13 +46,14 @@ def counted(
         if classes:
             given |= {"label": torch.zeros(1, dtype=torch.long), "classes": classes}
         if low_channels:
-            given |= {"low": torch.zeros(1, low_channels, size, size), "level": torch.zeros(1)}
+            given |= {"low": torch.zeros(1, low_channels, height, width), "level": torch.zeros(1)}
         if config.size_conditioning:
             given["size"] = torch.zeros(1, 6)
         if kept < 1:
             assert isinstance(config, DiTConfig)
-            given["route"] = kept_tokens(0, np.arange(1), (size // config.patch) ** 2, kept).to("meta")
-        x, t = torch.zeros(1, 4, size, size), torch.zeros(1)
+            tokens = (height // config.patch) * (width // config.patch)
+            given["route"] = kept_tokens(0, np.arange(1), tokens, kept).to("meta")
+        x, t = torch.zeros(1, 4, height, width), torch.zeros(1)
         with FlopCounterMode(display=False) as counter:
             network(x, t, Conditioning(**given))
     return counter.get_total_flops()
@@ -65,6 +67,8 @@ SMALL = DiTConfig(width=48, depth=5, heads=3, patch=2)
     [
         (SMALL, {"size": 8}),
         (SMALL, {"size": 12, "classes": 3}),
+        (SMALL, {"size": (8, 18), "kept": 0.5}),
+        (UNetConfig(channels=24, multipliers=(1, 2), attention=(1,)), {"size": (8, 17)}),
         (SMALL, {"size": 8, "text_width": 20, "text_tokens": 7}),
         (SMALL, {"size": 8, "text_width": 20}),
         (SMALL, {"size": 8, "text_width": 20, "pooled_width": 12, "text_tokens": 7}),
