@@ -181,16 +181,23 @@ class Joined:
 
 def join(datasets: Mapping[str, Dataset]) -> Joined:
     """`ValueError` unless all have the same shards; their rows are compared shard by shard, here."""
+    lined_up(datasets)
     (first_name, first), *others = datasets.items()
     for name, other in others:
-        if [(s.name, s.split) for s in other.shards] != [(s.name, s.split) for s in first.shards]:
-            raise ValueError(f"{name} and {first_name} have different shards: they are not of one line.")
         for shard in first.shards:
             if other.index(shard.name).keys != first.index(shard.name).keys:
                 raise ValueError(
                     f"{name} and {first_name} differ in the rows of shard {shard.name}: not of one line."
                 )
     return Joined(datasets)
+
+
+def lined_up(datasets: Mapping[str, Dataset]) -> None:
+    """`ValueError` unless all have the same shards; their rows are not looked at."""
+    (first_name, first), *others = datasets.items()
+    for name, other in others:
+        if [(s.name, s.split) for s in other.shards] != [(s.name, s.split) for s in first.shards]:
+            raise ValueError(f"{name} and {first_name} have different shards: they are not of one line.")
 
 
 def describe(shards: Sequence[ShardInfo], **fields: Any) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Evaluation:
         if not text and not classes:
             return []
         datasets = {name: inputs[name] for name in CONDITIONED if inputs[name] is not None}
-        entries = [place for rows in held_out(datasets) for place in rows.entries]
+        entries = [place for rows in held_out(datasets) for place in rows.places()]
         chosen = ranked(entries, seed=self.stage.seed, most=self.stage.losses)
         if len(chosen) < FEWEST:
             return []

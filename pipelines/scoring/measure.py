@@ -338,7 +338,7 @@ class _HeldOut:
         said = self.datasets["latents"].manifest.get("statistics", {})
         stored = columns.stored_resolution(said, opened.snapshot.record.get("resolution"))
         self.column = columns.column(stored)
-        self.number = {place: (rows, n) for rows in self.rows for n, place in enumerate(rows.entries)}
+        self.number = {place: (rows, n) for rows in self.rows for n, place in enumerate(rows.places())}
         self.texts = Texts(self.datasets["text"]) if self.model.text_width is not None else None
 
     def moments(self, place: Place) -> np.ndarray:

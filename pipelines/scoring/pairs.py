@@ -69,7 +69,7 @@ def pairs(stage: EvaluateClip, inputs: Any) -> tuple[list[Image], list[str]]:
         raise ValueError(f"The {stage.split} split has {len(rows)} captioned images; retrieval needs two.")
 
     def rank(number: int) -> bytes:
-        shard, place = rows.entries[number]
+        shard, place = rows.place(number)
         key = inputs["images"].index(shard).keys[place]
         return hashlib.sha256(f"{stage.seed}/{key}".encode()).digest()
 

@@ -172,7 +172,7 @@ class Promotion:
             self.session.event({"kind": "note", "text": told})
             return []
         datasets = {name: inputs[name] for name in CONDITIONED if inputs.get(name) is not None}
-        entries = [place for rows in held_out(datasets, (SPLIT,)) for place in rows.entries]
+        entries = [place for rows in held_out(datasets, (SPLIT,)) for place in rows.places()]
         return ranked(entries, seed=self.stage.seed, most=self.stage.losses)
 
     def _loss(self, candidate: np.ndarray | None, champion: np.ndarray | None) -> Loss | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 Source = TypeVar("Source")
 Item = TypeVar("Item")
@@ -21,46 +21,121 @@ def prefetched(
     make: Callable[[Source], Item],
     *,
     ahead: int,
+    threads: int = 1,
     begin: Callable[[], None] = lambda: None,
 ) -> Generator[Item]:
-    """`make` of each source in order, up to `ahead` of them before they are asked for.
+    """`make` of each source in order, up to `ahead` of them before they are asked for, and one more a thread.
 
-    What `make` and `sources` raise is raised here. Closing the generator ends the thread, which began with
-    `begin`, and closes `sources` in it.
+    What `make` and `sources` raise is raised here, in its place. Closing the generator ends the threads,
+    each of which began with `begin`, and closes `sources` in the last of them.
     """
-    # No executor: its `submit` holds a lock of the whole process, and where the collector closes a generator
-    # in the middle of one, another `submit` would never end.
-    ready: queue.Queue[Item | BaseException] = queue.Queue(maxsize=ahead)
-    stop, end = threading.Event(), StopIteration()
-
-    def put(item: Item | BaseException) -> bool:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return True
-        return False
+    line = _Line(sources, ahead + threads)
 
     def run() -> None:
         try:
             begin()
-            for source in sources:
-                if not put(make(source)):
-                    return
-            put(end)
+            while line.work(make):
+                pass
         except BaseException as error:
-            put(error)
+            line.fail(error)
         finally:
-            close = getattr(sources, "close", None)
-            if close is not None:
-                close()
+            line.leave()
 
-    thread = threading.Thread(target=run, name="prefetch", daemon=True)
-    thread.start()
+    line.workers = threads
+    started = [threading.Thread(target=run, name="prefetch", daemon=True) for _ in range(threads)]
+    for thread in started:
+        thread.start()
     try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
+        while (item := line.take()) is not _END:
+            if isinstance(item, _Raised):
+                raise item.error
             yield item
     finally:
-        stop.set()
-        thread.join(PATIENCE)
+        line.close()
+        deadline = time.monotonic() + PATIENCE
+        for thread in started:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+_END: Any = object()
+
+
+class _Line:
+    """Items in order, which several threads make."""
+
+    def __init__(self, sources: Iterable[Any], room: int) -> None:
+        # No executor: its `submit` holds a lock of the whole process, and where the collector closes a
+        # generator in the middle of one, another `submit` would never end.
+        self.sources, self.room, self.workers = sources, room, 0
+        self._next = iter(sources)
+        self._drawing = threading.Lock()
+        self._changed = threading.Condition()
+        self._ready: dict[int, Any] = {}
+        self._begun = self._taken = 0
+        self._closed = self._over = False
+
+    def work(self, make: Callable[[Any], Any]) -> bool:
+        """Makes the next item; False if there is none."""
+        with self._drawing:  # so that the sources come in order, and one by one
+            with self._changed:
+                while not self._closed and not self._over and self._begun >= self._taken + self.room:
+                    self._changed.wait()
+                if self._closed or self._over:
+                    return False
+                number = self._begun
+                self._begun += 1
+            source = _END
+            try:
+                source = next(self._next, _END)
+            except BaseException as error:
+                self._put(number, _Raised(error), last=True)
+                return False
+            if source is _END:
+                self._put(number, _END, last=True)
+                return False
+        try:
+            self._put(number, make(source))
+        except BaseException as error:
+            self._put(number, _Raised(error), last=True)
+            return False
+        return True
+
+    def take(self) -> Any:
+        with self._changed:
+            while self._taken not in self._ready:
+                self._changed.wait()
+            item = self._ready.pop(self._taken)
+            self._taken += 1
+            self._changed.notify_all()
+        return item
+
+    def fail(self, error: BaseException) -> None:
+        """Before anything was made: it comes first."""
+        with self._changed:
+            number, self._begun = self._begun, self._begun + 1
+        self._put(number, _Raised(error), last=True)
+
+    def leave(self) -> None:
+        """Called by each thread at its end."""
+        with self._changed:
+            self.workers -= 1
+            last = not self.workers
+        close = getattr(self.sources, "close", None)
+        if last and close is not None:
+            close()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _put(self, number: int, item: Any, *, last: bool = False) -> None:
+        with self._changed:
+            self._ready[number] = item
+            self._over = self._over or last
+            self._changed.notify_all()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipelines.embedders import TextEmbedder
 
 MEMORY_SHARE = 0.2
+CHOICES = 1 << 18
+"""Rows whose captions' digests stay in memory."""
 
 
 class Texts:
@@ -37,8 +39,9 @@ class Texts:
         """Whether the dataset holds the captions' words alone."""
         self._budget = memory_budget(share=MEMORY_SHARE, workers=workers)
         self._kept: dict[str, TextEmbedding] = {}
-        self._choices: dict[tuple[str, int], list[tuple[str, float]]] = {}
         self._words: dict[str, str] = {}
+        self.choices = functools.lru_cache(maxsize=CHOICES)(self._listed)
+        """Digest and weight of each of a row's captions."""
 
     @functools.cached_property
     def encoder(self) -> TextEmbedder:
@@ -66,17 +69,13 @@ class Texts:
             for number, digest in zip(numbers, digests, strict=True)
         ]
 
-    def choices(self, rows: Rows, number: int) -> list[tuple[str, float]]:
-        """Digest and weight of each of the row's captions."""
-        where = rows.entries[number]
-        if where not in self._choices:
-            found: list[tuple[str, float]] = []
-            if rows.has(number, "text", "text.json"):
-                listed = json.loads(rows.read(number, "text", "text.json"))
-                found = [(c["digest"], float(c["weight"])) for c in listed]
-                self._words |= {c["digest"]: c["text"] for c in listed if self.online}
-            self._choices[where] = found
-        return self._choices[where]
+    def _listed(self, rows: Rows, number: int) -> list[tuple[str, float]]:
+        if not rows.has(number, "text", "text.json"):
+            return []
+        listed = json.loads(rows.read(number, "text", "text.json"))
+        if self.online:
+            self._words.update({c["digest"]: c["text"] for c in listed})
+        return [(c["digest"], float(c["weight"])) for c in listed]
 
     def read(self, rows: Rows, number: int, digest: str) -> TextEmbedding:
         """Of one of the row's captions."""
