@@ -24,7 +24,7 @@ class Spikes:
 
     limit: float
     """A norm above so many times the typical one is a spike."""
-    seen: Float[Tensor, 2]
+    seen: Float[Tensor, " 2"]
     """Weighted sum of log norms, and sum of the weights; on the device, the same on all ranks."""
 
     @classmethod

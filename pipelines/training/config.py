@@ -41,11 +41,11 @@ class GuardConfig:
 
     patience: int = 10
     """Bad steps in a row after which it goes back to a checkpoint from before the first of them, and leaves
-    them out."""
+    them out; if that does not help, to older ones, and more before them."""
     spike: float | None = None
     """Gradient norm over its running typical value above which a step is bad, too; any is good if None."""
     rollbacks: int = 5
-    """How often it may go back before it gives up."""
+    """How often it may go back on account of about the same place before it gives up."""
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.rollbacks < 0:

@@ -14,7 +14,7 @@ from pipelines.training.account import Account
 from pipelines.training.agreement import Agreement
 from pipelines.training.checkpoint import Mark, Writer
 from pipelines.training.figures import Figures
-from pipelines.training.guard import Guard, RollBack
+from pipelines.training.guard import Guard
 from pipelines.training.job import Job, uncooled
 
 if TYPE_CHECKING:
@@ -66,11 +66,12 @@ class Loop:
         training, seen = self.training, progress.images_seen
         self.account.stepped(seen)
         self.member.beat(seen)
-        try:
-            self.guard.step(progress)
-        except RollBack:
+        harm = self.guard.step(progress)
+        if harm is not None:
             self._agreement.close()
-            raise
+            with self.account.spent("checkpoint"):
+                self._writer.wait()
+            raise self.guard.leave_out(harm)
         agreed = self._agreement.exchange(self._wishes())
         self._asked -= agreed
         last = seen >= training.images_seen
@@ -86,7 +87,9 @@ class Loop:
         if others and (last or progress.every(max(1, training.images_seen // averages.TIMES))):
             averages.store(self.job.checkpoints, self._mark(seen), self.state.ema, member=self.member)
         anchor = self._uncooled(seen) and not self._uncooled(seen + training.batch)
-        if last or anchor or agreed & {CHECKPOINT, STOP} or progress.every(training.checkpoint_every):
+        due = anchor or CHECKPOINT in agreed or progress.every(training.checkpoint_every)
+        # Nothing is gained by a step that was bad, and retention would forget one from before it.
+        if last or STOP in agreed or (due and self.guard.good(seen)):
             self._write(seen)
         if STOP in agreed and not last:
             with self.account.spent("checkpoint"):
@@ -203,7 +206,7 @@ class Loop:
             self._writer.write(
                 mark,
                 self.state.state_dict(),
-                {"curve": self.curve, "world": self.member.world},
+                {"curve": self.curve, "world": self.member.world, **self.guard.state()},
                 done=lambda: self.account.saved(images_seen),
             )
         self._written, self._written_at = time.monotonic(), images_seen

@@ -81,8 +81,8 @@ def _attempt(job: Job, member: Member, device: torch.device, account: Account) -
         shapes=max(1, len(task.groups)),
         rival=rival,
     )
-    state = TrainingState.start(task.module, training.optimization, rival=rival)
-    guard = Guard(training.guard, job.checkpoints, member, batch=training.batch)
+    state = TrainingState.start(task.module, training.optimization, rival=rival, spike=training.guard.spike)
+    guard = Guard(training, job.checkpoints, member)
     figures = Figures(task, member=member, device=device, precision=training.precision)
     autocast = torch.bfloat16 if training.precision == "bfloat16" else None
 
@@ -139,6 +139,7 @@ def _restore(job: Job, member: Member, guard: Guard, state: TrainingState) -> Ch
     )
     if found is not None:
         state.load_state_dict(found.tensors)
+        guard.restored(found.state, skipped=int(state.skipped))
     return found
 
 
