@@ -75,13 +75,18 @@ def state_from(config: AutoencoderConfig, tensors: Mapping[str, T]) -> dict[str,
     """Parameters as our module names them, from diffusers' names, of today or of before 2023."""
     if not isinstance(config, SpatialAutoencoderConfig):
         return dict(tensors)
-    return {_OLD_NAME.sub(_renamed, name): tensor for name, tensor in tensors.items()}
+    return {modern_name(name): tensor for name, tensor in tensors.items()}
 
 
 def state_to(config: AutoencoderConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     """Parameters as diffusers names them today, from our module's names."""
     del config
     return dict(tensors)
+
+
+def modern_name(name: str) -> str:
+    """A parameter's name, where it may be one of before 2023."""
+    return _OLD_NAME.sub(_renamed, name)
 
 
 def _renamed(name: re.Match[str]) -> str:

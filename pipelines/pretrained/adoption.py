@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.storage import LocalStorage, Storage
 from pipelines import weights
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from diffusion.config import AutoencoderConfig
 
+Part = Literal["autoencoder", "denoiser"]
+"""Of a pipeline in diffusers' format."""
 FOLDER = "pretrained"
 """Of the store; stands in manifests where a stage's name does."""
 REFS = "refs"
@@ -38,12 +40,18 @@ _LOCK = threading.Lock()
 
 
 def adopted(
-    reference: str, store: Storage, *, fetch: Tell | None = None, ask: bool = False
+    reference: str,
+    store: Storage,
+    *,
+    part: Part = "autoencoder",
+    fetch: Tell | None = None,
+    ask: bool = False,
 ) -> Storage | None:
     """The folder of the store with the snapshot that foreign weights became; None where there are none.
 
     Args:
         reference: a folder in diffusers' format, or a model of the hub at a commit.
+        part: which one of a pipeline's is wanted.
         fetch: told how many MB are there; without it nothing is fetched or written.
         ask: whether the hub may be asked which commit a model has now, to say it where it is not pinned.
 
@@ -53,15 +61,24 @@ def adopted(
     """
     text = reference if reference.startswith(SCHEME) else spelled(reference, Path.cwd())
     if text is not None:
-        return _of_hub(hub_model(text, ask=ask), store, fetch)
+        return _of_hub(hub_model(text, ask=ask), store, part, fetch)
     storage = Storage.at(reference)
-    if not DiffusersFolder.there(storage):
+    if not DiffusersFolder.there(storage) and part == "autoencoder":
         return None
-    return _of_folder(DiffusersFolder.of(storage, reference), store, fetch)
+    return _of_folder(_folder(storage, reference, part), store, fetch)
 
 
-def _of_hub(model: HubModel, store: Storage, fetch: Tell | None) -> Storage:
-    known = _remembered(store, model.reference)
+def _folder(storage: Storage, name: str, part: Part) -> DiffusersFolder:
+    if part == "autoencoder":
+        return DiffusersFolder.of(storage, name)
+    from pipelines.pretrained.denoiser_folder import DenoiserFolder
+
+    return DenoiserFolder.of(storage, name)
+
+
+def _of_hub(model: HubModel, store: Storage, part: Part, fetch: Tell | None) -> Storage:
+    mark = model.reference if part == "autoencoder" else f"{model.reference} {part}"
+    known = _remembered(store, mark)
     if known is not None:
         return known
     if fetch is None:
@@ -69,16 +86,18 @@ def _of_hub(model: HubModel, store: Storage, fetch: Tell | None) -> Storage:
     from pipelines.pretrained import hub
 
     with _LOCK:
-        known = _remembered(store, model.reference)
+        known = _remembered(store, mark)
         if known is None:
-            found = DiffusersFolder.of(hub.autoencoder(model, fetch), str(model))
+            fetched = hub.autoencoder if part == "autoencoder" else hub.denoiser
+            found = _folder(fetched(model, fetch), str(model), part)
             known = adopt(found, store, reference=model.reference)
-            _remember(store, model.reference, known)
+            _remember(store, mark, known)
         return known
 
 
 def _of_folder(found: DiffusersFolder, store: Storage, fetch: Tell | None) -> Storage:
-    found.config()  # what cannot be used is said at once
+    if not found.whole:
+        found.config()  # what cannot be used is said at once
     stamp = found.stamp()
     mark = f"{found.storage.url} {stamp}"
     target = _remembered(store, mark) if stamp else None
@@ -108,6 +127,8 @@ def adopt(found: DiffusersFolder, store: Storage, *, reference: str) -> Storage:
     target = _place(store, found)
     if target.exists(MANIFEST):
         return target
+    if found.whole:
+        return _committed(target, found, found.commit(target), reference)
     config = found.config()
     try:
         state = dict(state_from(config, found.tensors()))
@@ -124,6 +145,11 @@ def adopt(found: DiffusersFolder, store: Storage, *, reference: str) -> Storage:
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "files": {WEIGHTS: sha256},
     }
+    return _committed(target, found, record, reference)
+
+
+def _committed(target: Storage, found: DiffusersFolder, record: dict[str, Any], reference: str) -> Storage:
+    """Writes the manifest."""
     manifest = {
         "stage": FOLDER,
         "version": VERSION,

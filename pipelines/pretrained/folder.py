@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cluster.storage import LocalStorage, Storage
 from pipelines import weights
@@ -26,6 +26,7 @@ PART = "vae"
 WHOLE = "diffusion_pytorch_model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 HALF = "diffusion_pytorch_model.fp16.safetensors"
+HALF_INDEX = "diffusion_pytorch_model.safetensors.index.fp16.json"
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FRESH = 2.0
@@ -44,6 +45,12 @@ class DiffusersFolder:
     """As the user knows it."""
     files: tuple[str, ...]
     """Of the weights, in order of their names; without those of a variant, where there are others."""
+    whole: ClassVar[bool] = False
+    """Whether its files are taken as they are, by `commit`."""
+
+    def commit(self, target: Storage) -> dict[str, Any]:
+        """Writes the files into a folder of the store; gives the record of the snapshot that they are."""
+        raise NotImplementedError
 
     @staticmethod
     def there(storage: Storage) -> bool:
@@ -61,7 +68,7 @@ class DiffusersFolder:
             storage, name = storage.folder(PART), f"{name}/{PART}"
         if not storage.exists(CONFIG):
             raise ValueError(f"{name} has no {CONFIG}: name a folder that diffusers' save_pretrained wrote.")
-        return DiffusersFolder(storage=storage, name=name, files=_weights(storage, name))
+        return DiffusersFolder(storage=storage, name=name, files=weights_in(storage, name))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -157,17 +164,18 @@ def shards(data: bytes, name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _weights(storage: Storage, name: str) -> tuple[str, ...]:
-    if storage.exists(WHOLE):
-        return (WHOLE,)
-    if storage.exists(INDEX):
-        files = shards(storage.read(INDEX), name)
-        for file in files:
-            if not storage.exists(file):
-                raise ValueError(f"{name} lacks {file}, which {INDEX} names: get it again.")
-        return files
-    if storage.exists(HALF):
-        return (HALF,)
+def weights_in(storage: Storage, name: str) -> tuple[str, ...]:
+    """The files of a folder's weights, without those of a variant where there are others. `ValueError` where
+    there are none, or pickles alone."""
+    for whole, index in ((WHOLE, INDEX), (HALF, HALF_INDEX)):
+        if storage.exists(whole):
+            return (whole,)
+        if storage.exists(index):
+            files = shards(storage.read(index), name)
+            for file in files:
+                if not storage.exists(file):
+                    raise ValueError(f"{name} lacks {file}, which {index} names: get it again.")
+            return files
     pickle = next((file for file in storage.list() if Path(file).suffix in PICKLES and "/" not in file), None)
     if pickle:
         raise ValueError(

@@ -40,13 +40,42 @@ def autoencoder(model: HubModel, tell: Tell | None = None) -> Storage:
     if config is None:
         raise _lacking(model, folder.CONFIG)
     folder.config(folder.settings(config.read_bytes(), str(model)), str(model))
+    _weights(model, tell)
+    return Storage.at(config.parent)
+
+
+def denoiser(model: HubModel, tell: Tell | None = None) -> Storage:
+    """The same of a denoiser, with what its pipeline says of its training: the pipeline's folder, or that of
+    the denoiser alone where `model` names it."""
+    from pipelines.pretrained.denoiser_folder import BESIDE, PARTS, SCHEDULING
+
+    config = _file(model, folder.CONFIG)
+    pipeline, place = model, None if config is None else config.parent
+    if config is not None:
+        pipeline = dataclasses.replace(model, folder=model.folder.rpartition("/")[0])
+        _file(model, SCHEDULING)
+    for part in PARTS if config is None else ():
+        model = dataclasses.replace(pipeline, folder=f"{pipeline.folder}/{part}".lstrip("/"))
+        config = _file(model, folder.CONFIG)
+        if config is not None:
+            place = config.parent.parent
+            break
+    if place is None:
+        raise _lacking(pipeline, folder.CONFIG)
+    for name in BESIDE:
+        _file(pipeline, name)
+    _weights(model, tell)
+    return Storage.at(place)
+
+
+def _weights(model: HubModel, tell: Tell | None) -> None:
+    """Fetches them."""
     if _file(model, folder.WHOLE, tell) is None:
         index = _file(model, folder.INDEX)
         names = folder.shards(index.read_bytes(), str(model)) if index else (folder.HALF,)
         for name in names:
             if _file(model, name, tell) is None:
                 raise _lacking(model, name if index else folder.WHOLE)
-    return Storage.at(config.parent)
 
 
 def encoder(model: HubModel) -> Path:
