@@ -123,7 +123,7 @@ class ObjectStorage(Storage):
                 return []
         return sorted(self._name(e["name"]).rstrip("/") for e in entries if e["type"] == "directory")
 
-    def put_if_absent(self, name: str, source: bytes | Path) -> bool:
+    def put_if_absent(self, name: str, source: bytes | memoryview | Path) -> bool:
         """By a conditional write, which the bucket decides: two writers need not know of one another."""
         path = self._path(name)
         if self.exists(name):
@@ -135,10 +135,10 @@ class ObjectStorage(Storage):
         for attempt in range(CONFLICTS):
             try:
                 with self._plainly():
-                    if isinstance(source, bytes):
-                        self.filesystem.pipe_file(path, source, mode="create", **mark)
-                    else:
+                    if isinstance(source, Path):
                         self.filesystem.put_file(str(source), path, mode="create", **mark)
+                    else:
+                        self.filesystem.pipe_file(path, bytes(source), mode="create", **mark)
             except FileExistsError:
                 return bool(mark) and self._is_of(path, writer)
             except OSError as error:

@@ -82,7 +82,7 @@ class Storage(ABC):
         """Sorted names of the folders directly in this one."""
 
     @abstractmethod
-    def put_if_absent(self, name: str, source: bytes | Path) -> bool:
+    def put_if_absent(self, name: str, source: bytes | memoryview | Path) -> bool:
         """Writes the file whole and durably; False, and nothing changed, if there is one.
 
         Of several writers exactly one wins.
@@ -180,7 +180,7 @@ class LocalStorage(Storage):
             else []
         )
 
-    def put_if_absent(self, name: str, source: bytes | Path) -> bool:
+    def put_if_absent(self, name: str, source: bytes | memoryview | Path) -> bool:
         path = self._path(name)
         if path.exists():
             return False
@@ -225,16 +225,16 @@ class LocalStorage(Storage):
     def _path(self, name: str) -> Path:
         return self.path / check_name(name)
 
-    def _write(self, path: Path, source: bytes | Path) -> Path:
+    def _write(self, path: Path, source: bytes | memoryview | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             with temporary.open("xb") as file:
-                if isinstance(source, bytes):
-                    file.write(source)
-                else:
+                if isinstance(source, Path):
                     with source.open("rb") as original:
                         shutil.copyfileobj(original, file, 1 << 20)
+                else:
+                    file.write(source)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
