@@ -41,6 +41,9 @@ class DiTConfig:
     """Whether it is told the size of the source, the crop in it and the size to draw."""
     route: tuple[int, int] | None = later(None)
     """First block, and block after the last, that tokens can skip in training; None: `routed`."""
+    frame: int | None = later(None)
+    """Tokens on a side of the frame that places are counted in, whatever the latents' size: the trained
+    latents' own if None. A training that goes on from smaller latents keeps theirs."""
 
     @classmethod
     def named(cls, name: str) -> DiTConfig:
@@ -94,6 +97,7 @@ class DiTConfig:
             norm=self.norm,
             size_conditioning=self.size_conditioning,
             route=self.routed,
+            frame=self.frame,
         )
 
 

@@ -76,6 +76,7 @@ class DiT(nn.Module):
         norm: layer norm or RMSNorm, everywhere; see `layers`.
         size_conditioning: whether it is told `Conditioning.size`.
         route: first block, and block after the last, that only the tokens of `Conditioning.route` take.
+        frame: tokens on a side of the frame that places are counted in; size / patch if None.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class DiT(nn.Module):
         norm: NormKind = "layer",
         size_conditioning: bool = False,
         pooled_width: int | None = None,
+        frame: int | None = None,
     ) -> None:
         super().__init__()
         if size % patch:
@@ -108,8 +110,8 @@ class DiT(nn.Module):
             )
         self.channels, self.patch, self.classes = channels, patch, classes
         self.width, self.heads = width, heads
-        self.trained = (size // patch, size // patch)
-        """Rows and columns of tokens in training."""
+        self.trained = (frame or size // patch,) * 2
+        """Rows and columns of tokens that places are counted in."""
         self.route_start, self.route_end = route
         if not 0 <= self.route_start < self.route_end <= depth:
             raise ValueError(f"of {depth} blocks, {route} names none for tokens to skip.")

@@ -180,6 +180,7 @@ class Train(Stage):
         from pipelines.training.job import trained
 
         _check_inputs(self, session.inputs)
+        self.begun(session.inputs)
         said = statistics_at(session.inputs["latents"].manifest["statistics"], self.resolution)
         images = session.inputs.get("images")
         text, autoencoder = session.inputs.get("text"), session.inputs["autoencoder"]
@@ -202,7 +203,7 @@ class Train(Stage):
         result["files"][name] = autoencoder.record["files"][name]
         return {
             "task": "denoiser",
-            "network": jsonable(self.network),
+            "network": jsonable(self.begun(session.inputs)),
             "autoencoder": autoencoder.record["autoencoder"],
             "statistics": said["latents"],
             "latent_shape": said["shape"],
@@ -214,6 +215,13 @@ class Train(Stage):
             "sampling": {"sampler": jsonable(self.sampler), "guidance": jsonable(self.guidance)},
             **result,
         }
+
+    def begun(self, inputs: Inputs) -> NetworkConfig:
+        """`network`, as `initial` has it where there is one. `ValueError` where that is another."""
+        from pipelines.training.tasks.initial import carried
+
+        initial = inputs.get("initial")
+        return self.network if initial is None else carried(self.network, initial, name=str(self.initial))
 
     def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
         from pipelines.training.tasks.denoiser import DenoiserTask

@@ -32,6 +32,7 @@ from pipelines.stage import KEEP
 from pipelines.stream import permutation
 from pipelines.training.tasks.aligned import Features, aligned, plain, wanted
 from pipelines.training.tasks.aligned import losses as aligning
+from pipelines.training.tasks.initial import begin
 from pipelines.training.tasks.rows import Decoded, Grouped, Rows, decoded, memory_budget
 from pipelines.training.tasks.small_images import SmallImages, SmallShare
 from pipelines.training.tasks.texts import Texts
@@ -185,7 +186,7 @@ class DenoiserTask:
         self.pooled_width = self.texts.pooled_width if self.texts else None
         self.nothing = empty(self.texts.record) if self.texts and stage.null == "encoded" else None
         """What a sample without its caption sees in its place."""
-        self.module: nn.Module = stage.network.build(
+        self.module: nn.Module = stage.begun(inputs).build(
             channels=self.shape[0],
             # Of several, the square with their area stands for all in a transformer's positions.
             size=said[1] if self.groups else height,
@@ -194,6 +195,17 @@ class DenoiserTask:
             pooled_width=self.pooled_width,
             low_channels=self.shape[0] if small is not None else 0,
         ).to(device)
+        if inputs.get("initial") is not None:
+            begin(
+                self.module,
+                inputs["initial"],
+                name=str(stage.initial),
+                channels=self.shape[0],
+                classes=self.classes,
+                text_width=self.text_width,
+                pooled_width=self.pooled_width,
+                upscales=small is not None,
+            )
         self.features = Features(train, budget=budget) if stage.alignment is not None else None
         if stage.alignment is not None and self.features is not None:
             self.module = aligned(self.module, stage.alignment, self.features).to(device)
