@@ -20,7 +20,10 @@ from diffusion.config import (
 )
 from pipelines.buckets import known
 from pipelines.encoding.columns import column, statistics_at
+from pipelines.shard_cache import CacheConfig
+from pipelines.shuffling import ShuffleConfig
 from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
+from pipelines.stages.mixing import check_mixed, check_mixing, mixed_with
 from pipelines.stages.train_autoencoder import check_training
 from pipelines.training.config import DDPConfig, GuardConfig, ParallelConfig
 
@@ -68,6 +71,23 @@ class Train(Stage):
     objective: Literal["flow", "regression"] = added("flow")
     """`flow` learns to denoise. `regression` learns an upscaler that answers at once with the mean absolute
     error's minimum: blurred, the baseline that one by diffusion is judged beside."""
+    mix_latents: Annotated[tuple[str, ...], Input("dataset", ("moments.npy",))] = added(())
+    """Encode stages of other images that it is trained on as well, by the same autoencoder. Whitened as
+    `latents` are; held-out figures are of `latents` alone."""
+    mix_text: Annotated[tuple[str, ...], Input("dataset", ("text.json", "text.npy", "pooled.npy"))] = added(
+        ()
+    )
+    """An embed stage for each of them, by the encoder of `text`; empty: they are trained on without."""
+    mix_images: Annotated[tuple[str, ...], Input("dataset", ("cls",))] = added(())
+    """The images of each of them, for their classes, which go by name; those that `images` has not are
+    trained on without one. Empty: all are."""
+    mix_keep: Annotated[tuple[str, ...], Input("dataset", (KEEP,))] = added(())
+    """A filter or deduplicate stage for each of them, or none."""
+    mix_weights: tuple[float, ...] = added(())
+    """Share in the training of `latents` and of each of `mix_latents`, by their sum; empty: by samples. Each
+    has epochs of its own."""
+    shuffle: ShuffleConfig = added(ShuffleConfig())
+    """Of epochs that are too long to be drawn as a whole."""
     network: NetworkConfig = DiTConfig()
     images_seen: int = 100_000
     """Images that training sees, each as often as it takes. A larger number continues the shorter run."""
@@ -105,6 +125,10 @@ class Train(Stage):
     recompute: bool = execution(False)
     """Makes the blocks' activations again in the backward pass instead of keeping them: about a third slower,
     in a fraction of the memory, to the same result."""
+    cache: CacheConfig = execution(CacheConfig())
+    """Of what is read from s3, gs or az, on each machine."""
+    loaders: int = execution(2)
+    """Threads of each worker that make its batches, ahead of the step; the order is the same for any."""
     sampler: SamplerConfig = execution(HeunConfig())
     """Of the live pictures, and the snapshot's own choice when it is asked to draw."""
     guidance: GuidanceConfig = execution(GuidanceConfig())
@@ -164,8 +188,12 @@ class Train(Stage):
         if self.prompts and self.low_resolution is not None:
             raise ValueError("An upscaler's pictures are of held-out images: leave `prompts` out.")
 
+        check_mixing(self)
+        if self.loaders < 1:
+            raise ValueError(f"loaders is {self.loaders}; it must be at least 1.")
+
     def columns(self, name: str) -> tuple[str, ...]:
-        if name == "latents":
+        if name in ("latents", "mix_latents"):
             return tuple(column(self.resolution, flipped=flip) for flip in (False, True)[: 1 + self.flips])
         return super().columns(name)
 
@@ -180,6 +208,7 @@ class Train(Stage):
         from pipelines.training.job import trained
 
         _check_inputs(self, session.inputs)
+        check_mixed(self, session.inputs)
         self.begun(session.inputs)
         said = statistics_at(session.inputs["latents"].manifest["statistics"], self.resolution)
         images = session.inputs.get("images")
@@ -196,6 +225,7 @@ class Train(Stage):
             parallel=self.parallel,
             guard=self.guard,
             recompute=self.recompute,
+            loaders=self.loaders,
         )
         name = "autoencoder.safetensors"
         session.output.replace(name, autoencoder.read(name))
@@ -222,6 +252,10 @@ class Train(Stage):
 
         initial = inputs.get("initial")
         return self.network if initial is None else carried(self.network, initial, name=str(self.initial))
+
+    def mixed(self, inputs: Inputs) -> list[dict[str, Any]]:
+        """Datasets of each of `mix_latents`, by the names that the first one's have."""
+        return mixed_with(inputs, len(self.mix_latents))
 
     def task(self, inputs: dict[str, Any], device: torch.device, workers: int) -> Task:
         from pipelines.training.tasks.denoiser import DenoiserTask

@@ -38,12 +38,17 @@ class Training:
     """Makes the blocks' activations again in the backward pass instead of keeping them."""
     accumulate: int = 1
     """Pieces of a worker's share of the batch, of which one at a time is in memory."""
+    loaders: int = 1
+    """Threads of a worker that make its shares of the batches."""
     compile: bool = False
     """Compiles the module's blocks."""
     ema_width: float | None = None
     """Of the average in the snapshot, made of stored ones; `optimization.ema`, which needs none, if None."""
     validate_every: int | None
     samples_every: int | None
+    kid_every: int | None = None
+    beside: bool | None = False
+    """Whether a worker beside makes pictures and KID; None: where the cluster has one to spare."""
     checkpoint_every: int | None
     checkpoint_seconds: float | None
 
@@ -58,6 +63,15 @@ class Job:
     output: Storage
     checkpoints: Storage
     lease: int
+
+
+def opened(job: Job, device: torch.device, workers: int) -> Task:
+    """The task, with the same first weights on every rank."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.training.seed)
+        return job.task(device, workers)
 
 
 def uncooled(training: Training, images_seen: int) -> bool:

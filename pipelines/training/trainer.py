@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipelines.stream import TrainingStream
-from pipelines.training import checkpoint, parallel
+from pipelines.training import checkpoints, parallel
 from pipelines.training.account import Account
-from pipelines.training.checkpoint import Checkpoint, Mark
+from pipelines.training.checkpoints import Checkpoint, Mark
 from pipelines.training.figures import Figures
 from pipelines.training.guard import Guard, RollBack
-from pipelines.training.job import Job, uncooled
+from pipelines.training.job import Job, opened, uncooled
 from pipelines.training.loop import Loop
 from pipelines.training.pinning import pinned
 from pipelines.training.prefetch import prefetched
@@ -66,9 +66,7 @@ def _attempt(job: Job, member: Member, device: torch.device, account: Account) -
     from pipelines.training.tasks.task import Contested
 
     training = job.training
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        task = job.task(device, member.world)
+    task = opened(job, device, member.world)
     rival = task.rival if isinstance(task, Contested) else None
     spread = parallel.spread(
         task.module,
@@ -107,22 +105,23 @@ def _attempt(job: Job, member: Member, device: torch.device, account: Account) -
         member.event({"kind": "note", "text": f"Continues from {found.mark.images_seen:,} images."})
     loop = Loop(job, member, task, state, spread, guard, figures, account)
     loop.curve = list(found.state["curve"]) if found else []
-    if training.images_seen > state.images_seen:
-        with contextlib.closing(stream(state.images_seen)) as shares:
-            for progress in fit(
-                state,
-                _awaited(shares, account),
-                seen,
-                optimization=training.optimization,
-                batch=training.batch,
-                target_images=training.images_seen,
-                autocast=autocast,
-                accumulate=training.accumulate,
-                ddp=spread.ddp,
-                skip=guard.skipped,
-            ):
-                loop.step(progress)
-    return loop.finish()
+    with contextlib.closing(loop):
+        if training.images_seen > state.images_seen:
+            with contextlib.closing(stream(state.images_seen)) as shares:
+                for progress in fit(
+                    state,
+                    _awaited(shares, account),
+                    seen,
+                    optimization=training.optimization,
+                    batch=training.batch,
+                    target_images=training.images_seen,
+                    autocast=autocast,
+                    accumulate=training.accumulate,
+                    ddp=spread.ddp,
+                    skip=guard.skipped,
+                ):
+                    loop.step(progress)
+        return loop.finish()
 
 
 def _restore(job: Job, member: Member, guard: Guard, state: TrainingState) -> Checkpoint | None:
@@ -163,7 +162,9 @@ def _settle(
 def _shares(
     task: Task, job: Job, member: Member, guard: Guard, *, images_seen: int, device: torch.device
 ) -> Generator[Any]:
-    """This rank's shares of the global batches from `images_seen` on, made ahead in a thread."""
+    """This rank's shares of the global batches from `images_seen` on, made ahead in threads."""
+    from pipelines.training.tasks.task import Ordered
+
     stream = TrainingStream(
         task.length,
         seed=job.training.seed,
@@ -172,10 +173,18 @@ def _shares(
         world=member.world,
         images_seen=images_seen,
         groups=task.groups,
+        lines=task.lines if isinstance(task, Ordered) else (),
+        shuffle=task.shuffle if isinstance(task, Ordered) else None,
     )
     places = (place for place in stream if not guard.skipped(int(place[0][0]) - member.rank))
     begin = functools.partial(_alone, device)
-    made = prefetched(places, lambda place: pinned(task.share(*place), device), ahead=AHEAD, begin=begin)
+    made = prefetched(
+        places,
+        lambda place: pinned(task.share(*place), device),
+        ahead=AHEAD,
+        threads=job.training.loaders,
+        begin=begin,
+    )
     with contextlib.closing(made):
         for share in made:
             yield share.to(device)

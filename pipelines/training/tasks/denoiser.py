@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,28 +15,28 @@ from diffusion import randomness
 from diffusion.conditioning import Conditioning
 from diffusion.config import DiTConfig, NetworkConfig
 from diffusion.denoiser import Denoiser
-from diffusion.latents import LatentStatistics, Moments
 from diffusion.losses import flow_matching, regression
 from diffusion.networks.routing import kept_tokens
 from diffusion.upscaling import Upscaling, low_latents, residual_scale, shrink
 from pipelines import pictures, sampling
-from pipelines.arrays import from_npy
-from pipelines.buckets import Size, listed
+from pipelines.buckets import listed
 from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
 from pipelines.embedders.storing import empty
-from pipelines.encoding.columns import column, regrouped, statistics_at
-from pipelines.encoding.pictures import Sizing
+from pipelines.encoding.columns import statistics_at
 from pipelines.prompts import formatted
 from pipelines.sampling import Drawing, LatentModel, normalised
 from pipelines.stage import KEEP
-from pipelines.stream import permutation
+from pipelines.stream import TrainingStream
 from pipelines.training.tasks.aligned import Features, aligned, plain, wanted
 from pipelines.training.tasks.aligned import losses as aligning
 from pipelines.training.tasks.initial import begin
-from pipelines.training.tasks.rows import Decoded, Grouped, Rows, decoded, memory_budget
+from pipelines.training.tasks.mixture import Mixture
+from pipelines.training.tasks.rows import memory_budget
+from pipelines.training.tasks.samples import Samples, rows_of
 from pipelines.training.tasks.small_images import SmallImages, SmallShare
 from pipelines.training.tasks.texts import Texts
+from pipelines.training.work import DenoiserWork
 
 if TYPE_CHECKING:
     from pipelines.stages.train import Train
@@ -73,78 +74,6 @@ class LatentShare:
         )
 
 
-class Samples:
-    """Rows of one split, as what a network sees of them."""
-
-    def __init__(self, stage: Train, rows: Rows, *, texts: Texts | None, labelled: bool, budget: int) -> None:
-        self.rows, self.texts, self.labelled = rows, texts, labelled
-        latents = rows.datasets["latents"]
-        whole = latents.manifest["statistics"]
-        said = statistics_at(whole, stage.resolution)
-        self.statistics = LatentStatistics.from_json(said["latents"])
-        self.factor = said["resolution"] // said["shape"][-1]
-        """Pixels a latent."""
-        self.by_size = rows.by_size("latents", self._look)
-        """Rows of each size, px, if there are several."""
-        if stage.resolution is not None:
-            sizing = Sizing(factor=self.factor, several=True, resolution=whole["resolution"])
-            self.by_size = regrouped(self.by_size, lambda size: sizing.shrunk(size, said["resolution"]))
-
-        def decode(column: str) -> Decoded | Grouped:
-            return decoded(
-                lambda n: from_npy(rows.read(n, "latents", column)),
-                len(rows),
-                tuple(self.by_size.values()),
-                dtype=np.float16,
-                budget=budget,
-            )
-
-        self.moments = decode(column(stage.resolution))
-        self.flipped = decode(column(stage.resolution, flipped=True)) if stage.flips else None
-        self.small: SmallImages | None = None
-        if stage.low_resolution is not None and len(rows):
-            self.small = SmallImages(stage.low_resolution, rows, factor=self.factor, budget=budget)
-        self._labels: dict[int, int | None] = {}
-
-    def _look(self, number: int) -> Size:
-        height, width = from_npy(self.rows.read(number, "latents", "moments.npy")).shape[1:]
-        return (width * self.factor, height * self.factor)
-
-    def flips(self, seed: int, positions: np.ndarray) -> np.ndarray:
-        """Which positions see their sample mirrored: half of them, where that was asked for."""
-        if self.flipped is None:
-            return np.zeros(len(positions), bool)
-        return (randomness.uniform(seed, positions, "flip") < 0.5).numpy()
-
-    def latents(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Tensor:
-        """Drawn from the posterior, mirrored or not, and whitened."""
-        moments = self.moments[indices]
-        if self.flipped is not None:
-            flip = self.flips(seed, positions)
-            moments = np.where(flip[:, None, None, None], self.flipped[indices], moments)
-        mean, std = torch.from_numpy(moments).float().chunk(2, dim=1)
-        noise = randomness.normal(seed, positions, mean.shape[1:], "posterior")
-        return self.statistics.whiten(Moments(mean=mean, std=std).sample(noise))
-
-    def captions(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> list[TextEmbedding | None]:
-        """One caption of each sample, drawn by weight; None where it has none."""
-        if self.texts is None:
-            return [None] * len(indices)
-        u = randomness.uniform(seed, positions, "caption").tolist()
-        return self.texts.chosen(self.rows, indices.tolist(), u)
-
-    def labels(self, indices: np.ndarray) -> list[int | None]:
-        if not self.labelled:
-            return [None] * len(indices)
-        return [self._label(n) for n in indices.tolist()]
-
-    def _label(self, number: int) -> int | None:
-        if number not in self._labels:
-            known = self.rows.has(number, "images", "cls")
-            self._labels[number] = int(self.rows.read(number, "images", "cls")) if known else None
-        return self._labels[number]
-
-
 class DenoiserTask:
     """Rectified-flow velocity with text and class dropped at load (Lipman et al., 2023; Ho and Salimans,
     2022); of residuals, where a small image is among the conditions (`diffusion.upscaling`)."""
@@ -153,18 +82,24 @@ class DenoiserTask:
         self.stage, self.device = stage, device
         names = ("latents", "text", "images", "originals", "features", KEEP)
         datasets: dict[str, Dataset] = {n: inputs[n] for n in names if inputs.get(n) is not None}
-        columns = {"latents": column(stage.resolution), "originals": "image", "features": "features.npy"}
-        columns |= {KEEP: KEEP}
-        required = {name: column for name, column in columns.items() if name in datasets}
-        train = Rows(datasets, split="train", required=required)
-        held_out = Rows(datasets, split="validation", required=required, optional=True)
-        self.length = len(train)
+        train = rows_of(stage, datasets, split="train", workers=workers)
+        held_out = rows_of(stage, datasets, split="validation", optional=True, workers=workers)
         self.classes = datasets["images"].classes if "images" in datasets else []
-        self.texts = Texts(datasets["text"], workers=workers) if "text" in datasets else None
-        budget = memory_budget(share=MEMORY_SHARE, workers=workers)
-        given: dict[str, Any] = {"texts": self.texts, "labelled": bool(self.classes), "budget": budget}
+        count = 1 + len(stage.mix_latents)
+        texts = functools.partial(Texts, workers=workers * count)
+        self.texts = texts(datasets["text"]) if "text" in datasets else None
+        budget = memory_budget(share=MEMORY_SHARE, workers=workers * count)
+        given: dict[str, Any] = {"texts": self.texts, "classes": self.classes, "budget": budget}
         self.samples = Samples(stage, train, **given)
-        self.groups = tuple(self.samples.by_size.values())
+        parts = [self.samples]
+        for others in stage.mixed(inputs):
+            rows = rows_of(stage, others, split="train", workers=workers)
+            given["texts"] = texts(others["text"]) if "text" in others else None
+            parts.append(Samples(stage, rows, **given, statistics=self.samples.statistics))
+        given["texts"] = self.texts
+        self.mixture = Mixture(parts, stage.mix_weights)
+        self.length, self.lines, self.shuffle = len(self.mixture), self.mixture.lines, stage.shuffle
+        self.groups = tuple(self.mixture.by_size.values())
         channels, height, width = self.samples.moments.shape
         if height != width and not self.groups:
             raise ValueError(
@@ -178,7 +113,7 @@ class DenoiserTask:
         """Of what a training step sees; with several sizes, of that which most samples have."""
         told, factor = datasets["latents"].manifest["statistics"], self.samples.factor
         said = statistics_at(told, stage.resolution)["shape"]
-        sides = [side // factor for size in self.samples.by_size for side in size]
+        sides = [side // factor for size in self.mixture.by_size for side in size]
         _check_patches(stage.network, sides, self.samples.factor)
         self.largest = max(sides, default=height)
         """Longest side of a step's latents."""
@@ -186,15 +121,19 @@ class DenoiserTask:
         self.pooled_width = self.texts.pooled_width if self.texts else None
         self.nothing = empty(self.texts.record) if self.texts and stage.null == "encoded" else None
         """What a sample without its caption sees in its place."""
-        self.module: nn.Module = stage.begun(inputs).build(
-            channels=self.shape[0],
-            # Of several, the square with their area stands for all in a transformer's positions.
-            size=said[1] if self.groups else height,
-            classes=len(self.classes),
-            text_width=self.text_width,
-            pooled_width=self.pooled_width,
-            low_channels=self.shape[0] if small is not None else 0,
-        ).to(device)
+        self.module: nn.Module = (
+            stage.begun(inputs)
+            .build(
+                channels=self.shape[0],
+                # Of several, the square with their area stands for all in a transformer's positions.
+                size=said[1] if self.groups else height,
+                classes=len(self.classes),
+                text_width=self.text_width,
+                pooled_width=self.pooled_width,
+                low_channels=self.shape[0] if small is not None else 0,
+            )
+            .to(device)
+        )
         if inputs.get("initial") is not None:
             begin(
                 self.module,
@@ -209,6 +148,13 @@ class DenoiserTask:
         self.features = Features(train, budget=budget) if stage.alignment is not None else None
         if stage.alignment is not None and self.features is not None:
             self.module = aligned(self.module, stage.alignment, self.features).to(device)
+        self._work = DenoiserWork(
+            stage.network,
+            self.module,
+            text_width=self.text_width,
+            pooled_width=self.pooled_width,
+            low_channels=self.shape[0] if small is not None else 0,
+        )
         self.times = stage.times.build()
         self.autoencoder = inputs["autoencoder"].autoencoder().to(device).eval()
         self.originals: list[np.ndarray] = []
@@ -217,10 +163,12 @@ class DenoiserTask:
         shown = Samples(stage, held_out, **given) if count else self.samples
         self.held_out = self._held_out(shown, count) if count else []
         self.drawings, self.titles = self._drawings(shown)
+        self._unseen = shown if count else None
 
     def share(self, positions: np.ndarray, indices: np.ndarray) -> LatentShare:
         seed = self.stage.seed
-        share = self._share(self.samples, seed, positions, indices, batch=self.stage.batch)
+        samples = self.mixture if self.stage.mix_latents else self.samples
+        share = self._share(samples, seed, positions, indices, batch=self.stage.batch)
         no_text = randomness.uniform(seed, positions, "drop text") < self.stage.drop_text
         no_label = randomness.uniform(seed, positions, "drop label") < self.stage.drop_label
         conditioning = share.conditioning.drop(text=no_text, label=no_label)
@@ -257,6 +205,9 @@ class DenoiserTask:
         if self.stage.alignment is not None:
             return aligning(self.stage.alignment, module, share.features, denoising)
         return denoising(module)
+
+    def work(self, share: LatentShare) -> float | None:
+        return self._work(tuple(share.latents.shape), share.conditioning)
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -302,10 +253,11 @@ class DenoiserTask:
         return pictures.grid(grid, row_labels=labels, column_labels=self.titles)
 
     def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"mixture": self.mixture.facts()} if self.stage.mix_latents else {}
         if self.groups:
-            return {"sizes": listed({size: len(rows) for size, rows in self.samples.by_size.items()})}
+            return {"sizes": listed({size: len(n) for size, n in self.mixture.by_size.items()}), **found}
         if self.upscaling is None:
-            return {}
+            return found
         _, size, _ = self.shape
         return {"upscaling": {**self.upscaling.to_json(), "size": size}, "objective": self.stage.objective}
 
@@ -313,7 +265,7 @@ class DenoiserTask:
         return plain(module).state_dict()
 
     def _share(
-        self, samples: Samples, seed: int, positions: np.ndarray, indices: np.ndarray, *, batch: int
+        self, samples: Samples | Mixture, seed: int, positions: np.ndarray, indices: np.ndarray, *, batch: int
     ) -> LatentShare:
         texts = samples.captions(seed, positions, indices)
         seen = [text for text in (*texts, self.nothing) if text is not None]
@@ -341,7 +293,9 @@ class DenoiserTask:
     def _upscaling(self, small: SmallImages) -> Upscaling:
         """Measured on the same samples by every rank, and again when a training is resumed."""
         seed = self.stage.seed
-        chosen = permutation(seed, 0, self.length)[:MEASURED]
+        chosen = TrainingStream(self.length, seed, MEASURED, lines=self.lines, shuffle=self.shuffle).indices(
+            np.arange(min(MEASURED, self.length))
+        )
         latents = self.samples.latents(seed, np.arange(len(chosen)), chosen)
         images = normalised(torch.from_numpy(small.images[chosen]).permute(0, 3, 1, 2))
         if self.samples.flipped is not None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from diffusion.training import Rival
+    from pipelines.shuffling import ShuffleConfig
+    from pipelines.stream import Line
 
 
 class Share(Protocol):
@@ -62,6 +64,19 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Ordered(Task, Protocol):
+    """A task that says more of the order of its samples than their number and groups."""
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Datasets that take turns, or the one; together `length` samples."""
+        ...
+
+    @property
+    def shuffle(self) -> ShuffleConfig: ...
+
+
+@runtime_checkable
 class Contested(Task, Protocol):
     """A task that may train its module against a part of itself, or only some of it."""
 
@@ -75,4 +90,17 @@ class Contested(Task, Protocol):
 
     def figures(self) -> dict[str, Tensor]:
         """Of this rank's last step, beside its loss; on the device."""
+        ...
+
+
+@runtime_checkable
+class Judged(Task, Protocol):
+    """A task whose outcome can be compared with held-out samples."""
+
+    def judge(self, module: nn.Module) -> dict[str, float]:
+        """Figures of a module with averaged weights."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """What these figures are of, and the best that they can be: JSON types."""
         ...
