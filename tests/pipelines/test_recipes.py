@@ -7,6 +7,7 @@ import torch
 
 import pipelines
 from pipelines import config
+from pipelines.stages.encode import Encode
 from pipelines.stages.evaluate_upscaler import EvaluateUpscaler
 from pipelines.stages.generate import Generate
 from pipelines.stages.ingest import Ingest
@@ -66,6 +67,24 @@ def test_a_recipe_draws_as_its_live_row_does(path: Path) -> None:
             first = stages[stage.models[0]]
             assert isinstance(first, Train)
             assert stage.sampler == first.sampler
+
+
+def test_a_progressive_training_grows_and_ends_with_all_tokens() -> None:
+    stages = config.load("progressive", []).stages
+    trained = {name: stage for name, stage in stages.items() if isinstance(stage, Train)}
+    images, latents = stages["images"], stages["latents"]
+    assert isinstance(images, Ingest)
+    assert isinstance(latents, Encode)
+    sides = [stage.resolution or images.size for stage in trained.values()]
+    assert sides == sorted(sides)
+    assert sides[0] in latents.also
+    assert sides[-1] == images.size
+    assert [stage.initial for stage in trained.values()] == [None, *trained][:-1]
+    assert len({stage.network for stage in trained.values()}) == 1
+    *routed, last = trained.values()
+    assert all(stage.tokens < 1 and not stage.optimization.cooldown for stage in routed)
+    assert last.tokens == 1
+    assert last.optimization.cooldown
 
 
 def test_the_quickstart_is_the_training_of_the_shipped_model_made_shorter() -> None:
