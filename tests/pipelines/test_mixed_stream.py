@@ -136,7 +136,7 @@ def test_shares_are_the_weights_at_any_place(whole: dict[str, np.ndarray]) -> No
 
 
 def test_runs_keep_ranks_at_lanes_of_their_own() -> None:
-    """With runs as long as there are ranks, a rank's samples of the long dataset are of its share of lanes."""
+    """With runs as long as there are ranks, a rank has lanes of the long dataset to itself."""
     shuffle = ShuffleConfig(window=4096, block=64, lanes=16, run=4)
     both = (
         Line(length=50, weight=0.5),
