@@ -107,13 +107,18 @@ class TrainingState:
         owned = {name for name, _ in trained if self.rival is not None and self.rival.owns(name)}
         return [p for name, p in trained if name not in owned], [p for name, p in trained if name in owned]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *, frozen: bool = True) -> dict[str, Tensor]:
         """All of it as one flat dictionary of tensors: the live ones, so copy them before the next step.
 
         With FSDP2 they are sharded; `diffusion.sharding.gathered` makes them what one rank alone would have.
+
+        Args:
+            frozen: with the parameters that are not trained, and their averages. Whoever loads the state may
+                have them already, as most of a network of which only adapters are trained.
         """
-        tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        left_out = set() if frozen else self._frozen()
+        tensors = {f"module.{n}": t for n, t in self.module.state_dict().items() if n not in left_out}
+        tensors |= {f"ema.{n}": t for n, t in self.ema.state_dict().items() if _averaged(n) not in left_out}
         for name, parameter in self.module.named_parameters():
             for optimizer in self.optimizers:
                 slots = optimizer.state.get(parameter, {})
@@ -123,11 +128,15 @@ class TrainingState:
         return tensors | {"skipped": self.skipped, "images_seen": torch.tensor(self.images_seen)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copies from the dictionary that `state_dict` gave, possibly on another device, sharded or whole."""
-        mine = self.module.state_dict()
-        given = _under("module.", tensors)
+        """Copies from the dictionary that `state_dict` gave, possibly on another device, sharded or whole.
+
+        Parameters that are not trained stay as they are where it has none of them.
+        """
+        mine, frozen = self.module.state_dict(), self._frozen()
+        given = {n: t for n, t in mine.items() if n in frozen} | _under("module.", tensors)
         self.module.load_state_dict({n: sharding.spread(t, mine.get(n)) for n, t in given.items()})
-        self.ema.load_state_dict(_under("ema.", tensors))
+        averages = {n: t for n, t in self.ema.state_dict().items() if _averaged(n) in frozen}
+        self.ema.load_state_dict(averages | _under("ema.", tensors))
         parameters = dict(self.module.named_parameters())
         owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for optimizer in self.optimizers:
@@ -144,6 +153,10 @@ class TrainingState:
             self.spikes.seen.copy_(tensors["spikes"])
         self.skipped.copy_(tensors["skipped"])
         self.images_seen = int(tensors["images_seen"])
+
+    def _frozen(self) -> set[str]:
+        """Names of the parameters that are not trained."""
+        return {name for name, p in self.module.named_parameters() if not p.requires_grad}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -277,6 +290,11 @@ def _set_apart(
             if theirs:
                 group["params"] = [p for p in group["params"] if id(p) not in chosen]
                 optimizer.param_groups.append({**group, "params": theirs, "rate": rate})
+
+
+def _averaged(name: str) -> str:
+    """The parameter that an average of this name is of."""
+    return name.rpartition("/")[2]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cluster.gang import Member
     from cluster.storage import Storage
     from diffusion.ema import EMA
-    from pipelines.training.checkpoint import Mark
+    from pipelines.training.checkpoints import Mark
 
 NAME = re.compile(r"averages-(\d{12})(?:-of-(\d{12}))?\.safetensors")
 TIMES = 8

@@ -133,8 +133,13 @@ def _restore(job: Job, member: Member, guard: Guard, state: TrainingState) -> Ch
             return False
         return mark.target == training.images_seen if mark.cooling else uncooled(training, mark.images_seen)
 
-    found = checkpoint.restore(
-        job.checkpoints, usable, rank=member.rank, world=member.world, like=state.state_dict()
+    found = checkpoints.restore(
+        job.checkpoints,
+        usable,
+        rank=member.rank,
+        world=member.world,
+        like=state.state_dict(),
+        tell=lambda text: member.event({"kind": "note", "text": text}),
     )
     if found is not None:
         state.load_state_dict(found.tensors)

@@ -219,18 +219,19 @@ def test_a_lease_outlives_a_store_that_is_away_for_a_moment(bucket: Storage, mon
 def test_checkpoints_are_written_whole_read_newest_and_pruned(bucket: Storage):
     import torch
 
-    from pipelines.training import checkpoint
-    from pipelines.training.checkpoint import Mark
+    from pipelines.training import checkpoints
+    from pipelines.training.checkpoints import Mark
 
     for images_seen in (10, 20, 30):
         mark = Mark(images_seen=images_seen, lease=1, cooling=False, target=100)
-        checkpoint.save(bucket, mark, {"w": torch.full((3,), float(images_seen))}, {"curve": []})
-    bucket.replace("000000000030-000001.safetensors", b"torn")
-    found = checkpoint.newest(bucket, lambda mark: True)
+        checkpoints.save(bucket, mark, {"w": torch.full((3,), float(images_seen))}, {"curve": []})
+    (part,) = [name for name in bucket.list("000000000030-") if name.endswith(".safetensors")]
+    bucket.replace(part, b"torn")
+    found = checkpoints.newest(bucket, lambda mark: True)
     assert found is not None
     assert found.mark.images_seen == 20
     assert found.tensors["w"].tolist() == [20.0] * 3
-    checkpoint.prune(bucket, keep=2)
+    checkpoints.prune(bucket, keep=2)
     assert [name for name in bucket.list() if name.endswith(".json")] == [
         "000000000020-000001.json",
         "000000000030-000001.json",
