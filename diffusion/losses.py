@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion.conditioning import Conditioning
-from diffusion.denoiser import AnyDenoiser
+from diffusion.denoiser import AnyDenoiser, Denoiser
 from diffusion.noise import Time
 from diffusion.preconditioning import EDM, FlowVelocity, Preconditioning
 
@@ -77,6 +77,17 @@ def flow_matching(
     Latents are whitened: predicting zero costs 2 in the mean at any time.
     """
     return denoising(denoiser, latents, noise, t, conditioning, Output(FlowVelocity()))
+
+
+def plain_loss(
+    denoiser: Denoiser,
+    latents: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Time,
+    conditioning: Conditioning,
+) -> Float[Tensor, " b"]:
+    """Squared error of what the network itself predicts: noise, velocity or clean latents."""
+    return denoising(denoiser, latents, noise, t, conditioning, Output(denoiser.preconditioning))
 
 
 def edm(data_std: float = 1.0) -> Weighting:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipelines import models
+from pipelines.sampling import transformer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,8 +147,8 @@ class Editor:
     def __init__(self, folder: SnapshotFolder, *, device: str | None = None) -> None:
         self.generator = models.Generator(folder, device=device)
         self.model = self.generator.model
-        transformer = folder.record["network"]["kind"] == "dit"
-        self.least = self.model.tile * self.model.autoencoder.factor if transformer else 1
+        whole = transformer(models.network_config(folder.record["network"]))
+        self.least = self.model.tile * self.model.autoencoder.factor if whole else 1
         """Shortest side that the network takes, px."""
         self._texts: dict[str, TextEmbedding] = {}
 

@@ -146,13 +146,18 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     """
     import torch
 
-    from diffusion.denoiser import Denoiser
     from diffusion.latents import LatentStatistics
     from diffusion.upscaling import Upscaling
     from pipelines.embedders.storing import empty
+    from pipelines.pretrained.denoiser import denoiser_of
     from pipelines.sampling import LatentModel, tile
 
     record = folder.record
+    if record.get("task") == "pretrained":
+        raise ValueError(
+            f"{folder.storage.url} is a pretrained denoiser without autoencoder and texts: train with it as "
+            "`denoiser`."
+        )
     if record.get("task") != "denoiser":
         raise ValueError(
             f"{folder.storage.url} is a snapshot of an autoencoder, which draws nothing; "
@@ -173,10 +178,11 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
         pooled_width=pooled_width,
         low_channels=channels if told else 0,
     )
-    network.load_state_dict(folder.tensors("denoiser.safetensors"))
+    inner = network.model if config.kind == "diffusers" else network
+    inner.load_state_dict(folder.tensors("denoiser.safetensors"))
     network = network.to(chosen).eval().requires_grad_(False)
     return LatentModel(
-        denoiser=Denoiser(network),
+        denoiser=denoiser_of(config, network),
         autoencoder=folder.autoencoder().to(chosen).requires_grad_(False),
         statistics=LatentStatistics.from_json(record["statistics"]),
         shape=latent_shape(record),
@@ -369,6 +375,10 @@ def autoencoder_config(record: dict[str, Any]) -> Any:
 def network_config(record: dict[str, Any]) -> Any:
     from diffusion.config import NetworkConfig
 
+    if record.get("kind") == "diffusers":
+        from pipelines.pretrained.denoiser_folder import network_of
+
+        return network_of({"network": record})
     return _config(NetworkConfig, record)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from diffusion.autoencoders.autoencoder import Autoencoder
     from diffusion.conditioning import Conditioning
-    from diffusion.config import GuidanceConfig, NetworkConfig, SamplerConfig
+    from diffusion.config import GuidanceConfig, SamplerConfig
     from diffusion.denoiser import AnyDenoiser
     from diffusion.latents import LatentStatistics
     from diffusion.samplers.sampler import Draws
@@ -222,9 +222,14 @@ def conditioning(
     )
 
 
-def tile(network: NetworkConfig, size: int) -> int:
+def tile(network: Any, size: int) -> int:
     """Of a network that was trained on latents of side `size`: a transformer's positions end there."""
-    return size if network.kind == "dit" else max(size, CONVOLVED)
+    return size if transformer(network) else max(size, CONVOLVED)
+
+
+def transformer(network: Any) -> bool:
+    """Whether a network's config is of one that knows no other sizes than it was trained on."""
+    return network.transformer if network.kind == "diffusers" else network.kind == "dit"
 
 
 def enlarged(images: Sequence[np.ndarray], factor: int) -> list[np.ndarray]:

@@ -35,6 +35,8 @@ class Input:
     kind: Kind
     columns: tuple[str, ...] = ()
     """Columns of a dataset that it reads; only they enter its fingerprint. `image` is jpg, png or webp."""
+    part: Literal["autoencoder", "denoiser"] = "autoencoder"
+    """Of foreign weights that are named for a snapshot: what is taken from them."""
 
 
 KEEP = "keep"

@@ -53,6 +53,9 @@ class Transformer:
     pooled: Literal["mean", "last", "own"] = _added("mean")
     """Mean of the last states, or the last token's state, scaled to length 1; or the model's own vector as it
     is: a CLIP's projected one where it has a projection, else the one before it; a BERT's pooler."""
+    padded: bool = _added(False)
+    """Fills every caption up to `max_tokens` with the tokenizer's own padding, which a network then sees as
+    tokens: pretrained denoisers were trained so."""
     precision: Precision = _added("float32")
     """Of weights and arithmetic. What overflows in it is made again in float32, and counted; but transformers
     itself cuts T5's numbers to what float16 holds, so take bfloat16 for T5."""
@@ -64,6 +67,8 @@ class Transformer:
     def identity(self) -> str:
         parts = [self.layer, self.final_norm, self.pooled, self.precision]
         words = parts if parts != [-1, False, "mean", "float32"] else []
+        if self.padded:
+            words = [*words, "padded"]
         if self.tokenizer:
             files = sorted(f for part in _PARTS for f in local_path(self.tokenizer).glob(part))
             words = [*words, *(settings_digest(f.name, f.read_bytes().hex()) for f in files)]
@@ -108,7 +113,8 @@ class TransformerEmbedder:
         )
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        tokens = self._tokenizer(texts, truncation=True, max_length=self.longest)["input_ids"]
+        fill = "max_length" if self.config.padded else False
+        tokens = self._tokenizer(texts, truncation=True, max_length=self.longest, padding=fill)["input_ids"]
         # Decoders' tokenizers may make nothing of an empty text, and a network needs something to see.
         known = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
         start = next((token for token in known if token is not None), 0)

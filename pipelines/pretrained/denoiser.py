@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from diffusion.config import TimesConfig
     from diffusion.denoiser import Denoiser
@@ -286,6 +286,16 @@ def denoiser_of(config: Any, network: Any) -> Denoiser:
     from diffusion.denoiser import Denoiser
 
     return config.denoiser(network) if config.kind == "diffusers" else Denoiser(network)
+
+
+def times_of(config: Any, wanted: TimesConfig) -> Times:
+    """Times of a training: `wanted`, or what stands for them with a network of diffusers."""
+    return config.times(wanted) if config.kind == "diffusers" else wanted.build()
+
+
+def weights_of(config: Any, network: nn.Module) -> dict[str, Tensor]:
+    """Of a snapshot; those of a network of diffusers by its own names, adapters merged."""
+    return config.weights(network) if config.kind == "diffusers" else network.state_dict()
 
 
 def known_class(name: str) -> Any:

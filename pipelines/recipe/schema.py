@@ -23,6 +23,8 @@ from pipelines.recipe.spelling import near
 from pipelines.stage import Input
 
 PATH_FIELDS = ("path", "file")
+PINNED = re.compile(r"@[0-9a-f]{40}$")
+"""How a model of the hub at a commit ends."""
 URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ class Schema:
         if typing.get_origin(annotation) is Annotated:
             marks = [mark for mark in annotation.__metadata__ if isinstance(mark, Input)]
             annotation = typing.get_args(annotation)[0]
-            if marks:
+            if marks and not isinstance(value, dict):
                 return self._reference(value, annotation, place, marks[0])
         members = _members(annotation)
         if isinstance(value, Flag):
@@ -70,7 +72,8 @@ class Schema:
         if isinstance(value, dict) and classes:
             return self._branch(classes, value, default, place)
         if isinstance(value, str) and (Path in members or (str in members and place[-1] in PATH_FIELDS)):
-            return absolute(value, self._folder(place))
+            folder = self._folder(place)
+            return (PINNED.search(value) and spelled(value, folder)) or absolute(value, folder)
         if isinstance(value, list):
             items = next((typing.get_args(m) for m in members if typing.get_origin(m) in (tuple, list)), ())
             kinds = [items[min(n, len(items) - 1)] if items else Any for n in range(len(value))]

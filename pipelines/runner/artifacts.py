@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cluster.storage import Storage
 from pipelines.dataset import MANIFEST, Dataset, read_manifest
@@ -69,12 +69,19 @@ def finished(storage: Storage) -> bool:
 
 
 def locate(
-    reference: str, kind: Kind, *, store: Storage, fetch: Tell | None = None, ask: bool = False
+    reference: str,
+    kind: Kind,
+    *,
+    store: Storage,
+    part: Literal["autoencoder", "denoiser"] = "autoencoder",
+    fetch: Tell | None = None,
+    ask: bool = False,
 ) -> Source:
     """A dataset or snapshot from outside the recipe: a path, a URL, or `models:/name@alias`; of a snapshot,
     also foreign weights, which become one of this store (`pipelines.pretrained`).
 
     Args:
+        part: of foreign weights, where they are a whole pipeline.
         fetch: told how far it is while foreign weights are fetched; without it none are.
         ask: whether the hub may be asked which commit a model has now, to say it where it is not pinned.
 
@@ -93,7 +100,7 @@ def locate(
     if storage is None or not finished(storage):
         from pipelines.pretrained.adoption import adopted
 
-        storage = adopted(reference, store, fetch=fetch, ask=ask) if kind == "snapshot" else None
+        storage = adopted(reference, store, part=part, fetch=fetch, ask=ask) if kind == "snapshot" else None
     if storage is None:
         raise ValueError(f"There is no finished {kind} at {reference}.")
     return Source(kind=kind, url=storage.url, reference=reference)

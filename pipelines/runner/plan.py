@@ -14,7 +14,7 @@ from pipelines.places import fetching
 from pipelines.runner.artifacts import Source, finished, locate, opened
 from pipelines.runner.fingerprint import AnyStage, Identity
 from pipelines.runner.retry import latest, retried
-from pipelines.stage import Kind, Stage, Tell, TooMany
+from pipelines.stage import Input, Stage, Tell, TooMany
 
 if TYPE_CHECKING:
     from cluster.mapping import Executor
@@ -170,7 +170,8 @@ class Planner:
         sources: dict[str, Source | None] = {}
         waiting, pending = [], []
         for field_name, reference in stage.named().items():
-            kind = stage.mark_of(field_name).kind
+            mark = stage.mark_of(field_name)
+            kind = mark.kind
             if reference is None:
                 sources[field_name] = None
             elif reference in self.recipe.stages:
@@ -181,7 +182,7 @@ class Planner:
                     sources[field_name] = Source(kind=kind, url=made.folder.url, reference=reference)
             else:
                 try:
-                    sources[field_name] = self._locate(reference, kind, fetch)
+                    sources[field_name] = self._locate(reference, mark, fetch)
                 except TooMany as error:
                     pending.append(str(error))
         if waiting:
@@ -222,12 +223,13 @@ class Planner:
     def _prepared(self, stage: AnyStage) -> AnyStage:
         return stage.prepared(self.store, self.executor, self.tell)
 
-    def _locate(self, reference: str, kind: Kind, fetch: Tell | None) -> Source:
+    def _locate(self, reference: str, mark: Input, fetch: Tell | None) -> Source:
         """An alias is looked up once: a run goes on with what it began with, wherever the alias moves."""
         if not reference.startswith("models:/"):
-            return locate(reference, kind, store=self.store, fetch=fetch, ask=not self.lenient)
+            ask = not self.lenient
+            return locate(reference, mark.kind, store=self.store, part=mark.part, fetch=fetch, ask=ask)
         if reference not in self._registered:
-            self._registered[reference] = locate(reference, kind, store=self.store)
+            self._registered[reference] = locate(reference, mark.kind, store=self.store)
         return self._registered[reference]
 
     def _why(self, name: str, identity: Identity, folder: Storage) -> str:

@@ -184,21 +184,22 @@ class _Opened:
         from PIL import Image
 
         from diffusion.config import EulerConfig, GuidanceConfig
-        from diffusion.denoiser import Denoiser
         from pipelines import sampling
         from pipelines.models import network_config
+        from pipelines.pretrained.denoiser import denoiser_of
 
         channels, size, _ = self.model.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            network = network_config(self.snapshot.record["network"]).build(
+            config = network_config(self.snapshot.record["network"])
+            network = config.build(
                 channels=channels,
                 size=size,
                 classes=self.model.classes,
                 text_width=self.model.text_width,
                 pooled_width=self.model.pooled_width,
             )
-        fresh = Denoiser(network.to(self.model.device).eval())
+        fresh = denoiser_of(config, network.to(self.model.device).eval())
         model = dataclasses.replace(self.model, denoiser=fresh)
         drawn = sampling.draw(
             model,
