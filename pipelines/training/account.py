@@ -155,7 +155,7 @@ class Account:
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stack: list[str] = []
-        names = self._names(lease) if member.rank == 0 else []
+        names = [n for n in _names(self.storage) if int(n[:6]) <= lease] if member.rank == 0 else []
         self._earlier = [t for t in _read(self.storage, names) if t.target == target]
         mine = [name for name in names if name.startswith(f"{lease:06d}-")]
         self._begin(lease, 1 + int(mine[-1][7:11]) if mine else 1)
@@ -255,11 +255,6 @@ class Account:
             self._charge()
             return totals([*self._earlier, self._tally])
 
-    def _names(self, lease: int) -> list[str]:
-        """Of the attempts under this lease and earlier ones, in their order."""
-        found = [(name, NAME.fullmatch(name)) for name in self.storage.list()]
-        return sorted(name for name, match in found if match is not None and int(match[1]) <= lease)
-
     def _begin(self, lease: int, number: int) -> None:
         self._tally = Tally(target=self.target, lease=lease, number=number, started=self._clock())
         self._base = "start"
@@ -283,6 +278,16 @@ class Account:
                 self._written = self._monotonic()
             with contextlib.suppress(OSError):
                 self.storage.replace(name, data.encode())
+
+
+def tallies(checkpoints: Storage) -> list[Tally]:
+    """Of all attempts of the trainings whose checkpoints these are, in their order."""
+    storage = checkpoints.folder("time")
+    return _read(storage, _names(storage))
+
+
+def _names(storage: Storage) -> list[str]:
+    return sorted(name for name in storage.list() if NAME.fullmatch(name))
 
 
 def _read(storage: Storage, names: Sequence[str]) -> list[Tally]:

@@ -10,7 +10,7 @@ import pytest
 from cluster.gang import Member
 from cluster.storage import Storage
 from pipelines.training import account
-from pipelines.training.account import CATEGORIES, Account, Tally, told, totals
+from pipelines.training.account import CATEGORIES, Account, Tally, tallies, told, totals
 
 TARGET = 1000
 
@@ -191,6 +191,7 @@ def test_going_back_in_one_process(storage: Storage) -> None:
     assert kept.summary()["attempts"] == 2
     kept.close()
 
+    assert totals(tallies(storage)) == kept.totals()  # as others read it
     again = begin(storage, clock, lease=2)  # its driver died before it could finish the folder
     again.restored(1000)
     assert again.totals() == kept.totals()
