@@ -27,8 +27,9 @@ ANSWER = 5.0
 """Seconds that a cluster has to take a connection."""
 POLL = 0.5
 """Seconds between two looks at a job that has not started."""
-STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
-"""A job that is stopped has seconds to write down where it stands. Python sees no SIGTERM: Ray takes it."""
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "45"}
+"""A job that is stopped has seconds to write a checkpoint and down where it stands. As from the keyboard: a
+driver that is only told to end says that it can be run again, and a job that was stopped is not to be."""
 ENDED = ("stopped", "succeeded", "failed")
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells a driver of the job that it is; the variable is called so."""

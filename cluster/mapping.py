@@ -70,6 +70,11 @@ class Executor(Protocol):
         """Runs `worker(config, member)` on `resources.workers` processes at once; what rank 0 returned."""
         ...
 
+    def pause(self, seconds: float) -> None:
+        """Asks trainings to make safe what they have and end (`GangPaused`); returns when they have, or after
+        so many seconds."""
+        ...
+
     def cancel(self) -> None:
         """Makes calls that other threads are in raise soon."""
         ...
@@ -82,6 +87,10 @@ class InlineExecutor:
     """This process, one item after the other; needs no Ray."""
 
     parallel = False
+    paused: threading.Event = field(default_factory=threading.Event)
+    """Ends a training once what it has is safe."""
+    training: bool = False
+    """Whether one goes on."""
 
     def capacity(self) -> Capacity:
         return Capacity.here()
@@ -110,12 +119,22 @@ class InlineExecutor:
         name: str,
         on_event: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
-        if (resources.workers or 1) > 1:
+        if (resources.min_workers or resources.workers or 1) > 1:
             raise ValueError(
                 f"{name} asks for {resources.workers} workers, and this process is one: run it on Ray."
             )
         limit_threads(resources.threads)
-        return run_alone(worker, config, threads=resources.threads, on_event=on_event)
+        self.training = True
+        try:
+            return run_alone(
+                worker, config, threads=resources.threads, on_event=on_event, stopping=self.paused.is_set
+            )
+        finally:
+            self.training = False
+
+    def pause(self, seconds: float) -> None:
+        """Only asks: this thread is the one that trains."""
+        self.paused.set()
 
     def cancel(self) -> None:
         pass
@@ -132,6 +151,9 @@ class RayExecutor:
     tries: int = 3
     """Workers that may die on one item before it is given up."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    paused: threading.Event = field(default_factory=threading.Event)
+    _training: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     parallel = True
 
@@ -209,15 +231,30 @@ class RayExecutor:
         on_event: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
         self.session.start()
-        return run_gang(
-            worker,
-            config,
-            resources=resources,
-            name=name,
-            on_event=on_event,
-            storage_path=self.session.train_storage,
-            cancelled=self.cancelled,
-        )
+        self._count(1)
+        try:
+            return run_gang(
+                worker,
+                config,
+                resources=resources,
+                name=name,
+                on_event=on_event,
+                storage_path=self.session.train_storage,
+                cancelled=self.cancelled,
+                paused=self.paused,
+            )
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._training += change
+            self._changed.notify_all()
+
+    def pause(self, seconds: float) -> None:
+        self.paused.set()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._training, timeout=seconds)
 
     def cancel(self) -> None:
         self.cancelled.set()

@@ -22,12 +22,20 @@ class Resources:
     """GPUs of one worker; if None, one where there are GPUs and the stage can use one."""
     workers: int | None = None
     """Parallel workers; for shard stages as many as fit if None, for training one."""
+    min_workers: int | None = None
+    """Of a training that goes on with fewer workers while machines are away: the fewest; all of them if None.
+    What comes out is that of a training whose workers come and go: the same samples in the same order."""
     memory: int | None = None
     """Bytes of one worker that Ray sets aside; unlimited if None."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"resources.workers is {self.workers}; it must be at least 1.")
+        if self.min_workers is not None and not 1 <= self.min_workers <= (self.workers or 1):
+            raise ValueError(
+                f"resources.min_workers is {self.min_workers}; it must be 1 to resources.workers, "
+                f"{self.workers or 1}."
+            )
         if self.cpus is not None and self.cpus <= 0:
             raise ValueError(f"resources.cpus is {self.cpus}; it must be above 0.")
         if self.gpus is not None and self.gpus < 0:
@@ -37,6 +45,14 @@ class Resources:
     def threads(self) -> int:
         """Torch threads of one worker."""
         return max(1, int(self.cpus or 1))
+
+    def running(self, capacity: Capacity) -> int:
+        """Workers that a settled request has at once: an elastic training's are as many as there is room
+        for."""
+        workers = self.workers or 1
+        if self.min_workers is None:
+            return workers
+        return max(self.min_workers, min(workers, capacity.fit(self.cpus or 1.0, self.gpus or 0.0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,7 @@ def settle(
     cpus, workers = asked.cpus, asked.workers
     if shape == "gang":
         workers = workers or 1
+        # An elastic training's workers are as large as those of the whole: only their number changes.
         cpus = cpus or _share(capacity, workers, gpus)
     else:
         cpus = cpus or (_share(capacity, workers, gpus) if workers else 1.0)

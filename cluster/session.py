@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,10 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # A worker whose process does not answer for so long is taken for lost, if our own watch has not seen it.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_DEDUP_LOGS": "0",
     # A thread that is still in a call when the session ends would start another Ray by itself.
     "RAY_ENABLE_AUTO_CONNECT": "0",
@@ -159,7 +166,8 @@ class RaySession:
         elif current() is None:  # a job's processes have been given the packages, or have them installed
             options["runtime_env"] = {"py_modules": [str(package) for package in packages()]}
         try:
-            context: Any = ray.init(**(options | self.options))
+            with _own_sigterm():
+                context: Any = ray.init(**(options | self.options))
         except ConnectionError as error:
             raise ValueError(
                 f"No Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: if it asks for a "
@@ -185,6 +193,20 @@ class RaySession:
                 f"(LATENTMILL_STORE=s3://BUCKET/store), or set {SHARED_STORE}=1 if every node sees it at the "
                 "same path."
             )
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What a process does when it is told to end stays its own: Ray's libraries take the signal over, below
+    Python and from any thread."""
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(1024)  # larger than any system's struct sigaction
+    known = libc.sigaction(int(signal.SIGTERM), None, before) == 0
+    try:
+        yield
+    finally:
+        if known:
+            libc.sigaction(int(signal.SIGTERM), before, None)
 
 
 def _gpus() -> float:

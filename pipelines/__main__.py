@@ -57,17 +57,17 @@ def commands() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit status: 2 for what the user can mend, 130 after Ctrl-C."""
+    """Runs one command; its exit status: 2 for what the user can mend, 130 after Ctrl-C, 75 after SIGTERM."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         return _run(given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         from cluster.jobs import current
 
         again = f"; `{program()} {shlex.join(given)}` goes on from here" if given[0] == "run" else ""
         again = "; submitted again, it goes on from here" if current() is not None else again
         print(f"\nlatentmill: stopped{again}.", file=sys.stderr)
-        return 130
+        return getattr(error, "status", 130)
     except BrokenPipeError:  # `latentmill ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

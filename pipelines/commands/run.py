@@ -102,9 +102,10 @@ class Run:
 
     def _run(self, recipe: Recipe, place: Storage, planned: Plan, screen: Console) -> None:
         """Raises `StageError` where a stage failed."""
-        from cluster.mapping import RayExecutor
+        from cluster.mapping import InlineExecutor, RayExecutor
         from cluster.session import RaySession
         from pipelines import progress
+        from pipelines.commands.ending import politely
         from pipelines.pipeline import run
 
         with contextlib.ExitStack() as stack:
@@ -112,10 +113,10 @@ class Run:
             if not self.json:
                 told = [(s.name, "done" if s.state == "done" else s.reason) for s in planned.stages]
                 listeners.append(stack.enter_context(progress.shown(screen, told)))
-            executor: Any = self.executor
+            session = RaySession(shared=place.folder("cache").folder("ray").url)
+            executor: Any = RayExecutor(session) if self.executor == "ray" else InlineExecutor()
+            stack.enter_context(politely(executor))
             if self.executor == "ray":
-                session = RaySession(shared=place.folder("cache").folder("ray").url)
-                executor = RayExecutor(session)
                 stack.callback(executor.close)
                 session.begin()
                 if not self.json:

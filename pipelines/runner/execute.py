@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.gang import GangPaused
 from cluster.mapping import Executor
 from cluster.resources import settle
 from cluster.storage import Storage
@@ -27,6 +29,8 @@ from pipelines.stage import ShardStage
 INTERRUPTED = "Interrupted; the same command goes on from here."
 GRACE = 5.0
 """Seconds that running stages have to end after an interrupt."""
+PATIENCE = "LATENTMILL_GRACE"
+"""Seconds that trainings have before that to write a checkpoint and end; 30 if not set."""
 ROOM = 64 * 2**20
 """Bytes that a store should have free beside what the stages need."""
 
@@ -52,12 +56,17 @@ class Run:
     """Told what is used before it is, so that gc leaves it there."""
     ran: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    pausing: threading.Event = field(default_factory=threading.Event)
+    """Only trainings go on, to their next checkpoint."""
 
     def all_stages(self) -> None:
         """Raises the first failure, when what was running beside it has ended."""
         if not self.executor.parallel:
             while ready := self.ready():
-                self.one_stage(ready[0])
+                try:
+                    self.one_stage(ready[0])
+                except GangPaused as paused:
+                    raise KeyboardInterrupt(str(paused)) from paused
             return
         capacity = self.executor.capacity()
         free = [capacity.cpus, capacity.gpus]
@@ -83,6 +92,9 @@ class Run:
                 free = [free[0] + cpus, free[1] + gpus]
                 failure = failure or error
         except KeyboardInterrupt:
+            self.pausing.set()
+            with contextlib.suppress(KeyboardInterrupt):  # a second one does not wait
+                self.executor.pause(grace())
             self.stop.set()
             self.executor.cancel()
             for thread, _, _ in going.values():
@@ -110,7 +122,7 @@ class Run:
         stage = planned.stage
         shape = "pool" if isinstance(stage, ShardStage) else "gang"
         asked = settle(stage.resources, self.executor.capacity(), shape=shape, accelerated=stage.accelerated)
-        workers = asked.workers or 1
+        workers = asked.running(self.executor.capacity()) if shape == "gang" else asked.workers or 1
         return (asked.cpus or 1) * workers, (asked.gpus or 0) * workers
 
     def one_stage(self, planned: PlannedStage) -> None:
@@ -140,16 +152,23 @@ class Run:
                 discard(planned)
             if isinstance(planned.stage, ShardStage):
                 manifest = run_shards(
-                    planned, executor=self.executor, emit=emit, copy=not forced, stopped=self.stopped
+                    planned, executor=self.executor, emit=emit, copy=not forced, stopped=self.pauses
                 )
             else:
                 manifest = run_stage(
-                    planned, executor=self.executor, emit=emit, patience=self.patience, stopped=self.stopped
+                    planned,
+                    executor=self.executor,
+                    emit=emit,
+                    patience=self.patience,
+                    stopped=self.stopped,
+                    pauses=self.pauses,
                 )
             self.planner.finish(name)
         except BaseException as error:
-            cut = self.stop.is_set() or not isinstance(error, Exception)
+            paused = isinstance(error, GangPaused)
+            cut = paused or self.pausing.is_set() or self.stop.is_set() or not isinstance(error, Exception)
             message = INTERRUPTED if cut else self.explain(name, error)
+            message = str(error) if paused else message
             end = {"kind": "stage_end", "state": "interrupted" if cut else "failed", "error": message}
             emit({**end, "folder": folder.url, "seconds": time.monotonic() - start})
             if cut:
@@ -165,7 +184,7 @@ class Run:
         emit({"kind": "note", "text": planned.reason})
 
         def tell(done: int, of: int, unit: str = "parts") -> None:
-            self.stopped()
+            self.pauses()
             emit({"kind": "progress", "done": done, "total": of, "unit": unit})
 
         try:
@@ -179,6 +198,12 @@ class Run:
     def stopped(self) -> None:
         if self.stop.is_set():
             raise RuntimeError("the run was interrupted.")
+
+    def pauses(self) -> None:
+        """For all but a training."""
+        if self.pausing.is_set():
+            raise RuntimeError("the run was interrupted.")
+        self.stopped()
 
     def explain(self, name: str, error: BaseException) -> str:
         """One line; for what is not the user's mistake, with the place of the whole story."""
@@ -207,6 +232,11 @@ class Run:
             return
         except Exception as error:
             self.bus({"kind": "note", "stage": "", "text": f"The report was not drawn: {error}"})
+
+
+def grace() -> float:
+    """Seconds that trainings have to write a checkpoint when the run is told to end."""
+    return float(os.environ.get(PATIENCE) or 30.0)
 
 
 def discard(planned: PlannedStage) -> None:

@@ -38,6 +38,7 @@ class StageSession:
     pool: Resources
     emit: Emit
     stopped: Callable[[], None]
+    pauses: Callable[[], None]
 
     @property
     def lease(self) -> int:
@@ -61,7 +62,7 @@ class StageSession:
     def map(self, factory: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[Any]:
         for _, result in self.executor.map(factory, items, resources=self.pool, name=self.name):
             self.holder.check()
-            self.stopped()
+            self.pauses()
             yield result
 
 
@@ -72,12 +73,14 @@ def run_stage(
     emit: Emit,
     patience: float = 30.0,
     stopped: Callable[[], None],
+    pauses: Callable[[], None],
 ) -> dict[str, Any]:
     """Runs the stage, or follows the driver that does, and returns the manifest.
 
     Args:
         patience: seconds that another driver's heartbeat may stand still before this one takes over.
         stopped: called at every event; raises if the run is to end.
+        pauses: as that, and raises already where trainings may still write a checkpoint.
     """
     stage, output, checkpoints = planned.stage, planned.folder, planned.checkpoints
     assert isinstance(stage, Stage)
@@ -89,7 +92,7 @@ def run_stage(
     lease = Lease(checkpoints.folder("lease"), patience=patience)
 
     def done() -> bool:
-        stopped()
+        pauses()
         return finished(output)
 
     def waiting(holder: str) -> None:
@@ -114,6 +117,7 @@ def run_stage(
                 pool=pool,
                 emit=emit,
                 stopped=stopped,
+                pauses=pauses,
             )
             try:
                 said = stage.run(session)

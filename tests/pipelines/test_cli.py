@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 import pipelines.stages
+from cluster.gang import GangPaused, Member
 from pipelines import config
 from pipelines.__main__ import main
 from pipelines.commands import results
@@ -29,6 +32,14 @@ stages:
   first: {stage: note, text: hello}
   second: {stage: note, before: first, text: world}
 """
+
+
+def waits(config: dict[str, Any], member: Member) -> dict[str, Any]:
+    """Trains until it is told to end, which it is."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not member.stopping():
+        pass
+    raise GangPaused("Stopped at 8 images, which are safe.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,8 @@ class Note(Stage):
     def run(self, session: Any) -> dict[str, Any]:
         if self.text == "interrupt":
             raise KeyboardInterrupt
+        if self.text == "told to end":
+            session.gang(waits, {})
         if self.fails:
             raise ValueError("there is no ink.")
         session.output.replace("text.txt", self.text.encode())
@@ -166,6 +179,15 @@ def test_a_stage_that_fails_is_told_with_what_to_do(capsys: pytest.CaptureFixtur
         "latentmill: second: there is no ink.",
         "latentmill: what is finished stays; again: latentmill run tiny --second.fails true",
     ]
+
+
+def test_told_to_end_a_training_ends_at_a_checkpoint_and_the_run_with_75(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["run", "tiny", "--executor", "inline", "--first.text", "told to end"]) == 75
+    assert "goes on from here" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_ctrl_c_ends_with_130_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
