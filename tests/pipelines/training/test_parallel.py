@@ -33,7 +33,7 @@ from pipelines.training import parallel
 from pipelines.training.config import DDPConfig, FSDPConfig, ParallelConfig
 from pipelines.training.pinning import mapped, pinned
 from tests.pipelines import tiny
-from tests.pipelines.training.test_trainer import import_all
+from tests.pipelines.training.test_trainer import gang, import_all
 
 STEPS, BATCH = 3, 11  # a batch that no number of workers divides
 ADAMW = OptimizationConfig(lr=3e-3, warmup=16, clip=0.5, ema=0.1, ema_others=(0.05,))
@@ -408,3 +408,54 @@ def test_all_tensors_of_a_share_are_pinned(remains: Path) -> None:
     assert torch.equal(again.latents, 2 * share.latents)
     assert torch.equal(again.conditioning.text, 2 * told.text)
     assert again.conditioning.classes == told.classes
+
+
+def snapshot(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "output" / "denoiser.safetensors")
+
+
+def test_the_stage_shards_on_one_worker_without_a_group(tmp_path: Path) -> None:
+    """To the same bits, and from the same checkpoints."""
+    line = tiny.line(tmp_path / "line")
+    half: dict[str, Any] = {"images_seen": 32, "validate_every": 32, "samples_every": 32}
+    tiny.run(tiny.train(**half, parallel=FSDP, recompute=True), tiny.session(tmp_path / "fsdp", line))
+    tiny.run(tiny.train(**half), tiny.session(tmp_path / "ddp", line))
+    one, two = snapshot(tmp_path / "fsdp"), snapshot(tmp_path / "ddp")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+    longer = {**half, "images_seen": 64}
+    session = tiny.session(tmp_path / "fsdp", line, lease=2)
+    tiny.run(tiny.train(**longer), session)
+    assert "Continues from 32 images." in [e["text"] for e in session.events if e["kind"] == "note"]
+    tiny.run(tiny.train(**longer, parallel=FSDP), tiny.session(tmp_path / "ddp", line, lease=2))
+    one, two = snapshot(tmp_path / "fsdp"), snapshot(tmp_path / "ddp")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def stages(folder: str) -> None:
+    torch.set_num_threads(1)
+    import_all()
+    importlib.import_module("torch.distributed.fsdp")
+    line, top = tiny.line(Path(folder) / "line"), Path(folder)
+    said: dict[str, Any] = {"images_seen": 64, "checkpoint_every": 16, "optimization": ADAMW}
+    ddp, fsdp = tiny.train(**said), tiny.train(**said, parallel=FSDP)
+    hybrid = tiny.train(**said, parallel=HYBRID)
+    gang(2, top / "ddp", line, ddp)
+    gang(2, top / "fsdp", line, fsdp)
+    for name, again, world in (("broken", fsdp, 2), ("fewer", ddp, 1), ("more", hybrid, 4)):
+        gang(2, top / name, line, fsdp, dies_at=32)
+        gang(world, top / name, line, again)
+
+
+@pytest.mark.slow
+def test_sharded_stages_stop_and_go_on_in_any_layout(tmp_path: Path) -> None:
+    """On as many workers to the same bits; on fewer that do not shard, or on more, to the same result."""
+    code = f"from tests.pipelines.training import test_parallel as t; t.stages({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    unbroken = snapshot(tmp_path / "fsdp")
+    assert all(torch.equal(tensor, unbroken[n]) for n, tensor in snapshot(tmp_path / "broken").items())
+    for name in ("ddp", "fewer", "more"):
+        for key, tensor in snapshot(tmp_path / name).items():
+            torch.testing.assert_close(tensor.float(), unbroken[key].float(), rtol=2e-2, atol=2e-3)
