@@ -7,7 +7,7 @@ in one go into the machine's cache: whoever reads a part of a shard reads its ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cluster.storage import LocalStorage
 from pipelines.dataset import Dataset
@@ -82,14 +82,31 @@ class Members:
         offset, size, digest = spans.shared[name]
         return self._checked(spans.info, offset, size, bytes.fromhex(digest), None)
 
+    def fetch(self, spans: Spans, rows: Iterable[int]) -> None:
+        """Has what `read` of these rows will take at hand, where it is remote."""
+        if self.cache is None or not self.neighbours:
+            return
+        for number in sorted({self._block(spans, n) for n in rows}):
+            low, high, total = self._reach(spans, number)
+            if total > 0 and total * SPARSE >= high - low:
+                self.cache.keep(
+                    self.dataset.storage, f"{spans.info.name}.tar", spans.info.sha256, (low, high - low)
+                )
+
+    def _block(self, spans: Spans, n: int) -> int:
+        rows = spans.info.samples
+        return ((n + 1) * -(-rows // self.block) - 1) // rows
+
+    def _reach(self, spans: Spans, block: int) -> tuple[int, int, int]:
+        rows = spans.info.samples
+        count = -(-rows // self.block)
+        return spans.reach(block * rows // count, (block + 1) * rows // count, self.columns)
+
     def _around(self, spans: Spans, n: int, offset: int, size: int) -> tuple[int, int] | None:
         """The range that a member of row `n` is read with: of its block's rows."""
         if self.cache is None or not self.neighbours:
             return None
-        rows = spans.info.samples
-        count = -(-rows // self.block)
-        number = ((n + 1) * count - 1) // rows
-        low, high, total = spans.reach(number * rows // count, (number + 1) * rows // count, self.columns)
+        low, high, total = self._reach(spans, self._block(spans, n))
         # Another column, or one of many large ones that nobody asks for.
         if not low <= offset <= offset + size <= high or total * SPARSE < high - low:
             return None

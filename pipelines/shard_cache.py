@@ -136,6 +136,14 @@ class ShardCache:
             self._drop(path)
         return _ranged(storage, name, *part)
 
+    def keep(self, storage: Storage, name: str, version: str, span: tuple[int, int]) -> None:
+        """Has the range at hand for `read`."""
+        path = self._path(storage, name, version, span)
+        if path.exists():
+            self._note(path)
+        else:
+            self._fetch(storage, name, span, path)
+
     def whole(self, storage: Storage, name: str, version: str) -> bytes:
         """A small file's bytes."""
         path = self._path(storage, name, version, WHOLE)

@@ -6,12 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.training.tasks.task import Ordered
 
 Source = TypeVar("Source")
 Item = TypeVar("Item")
+Place = tuple["np.ndarray", "np.ndarray"]
+"""Positions in the stream, and the samples there."""
 
 
+FETCHERS = 8
+"""Requests of a worker to a remote store at once."""
 PATIENCE = 3.0
 """Seconds that closing waits for the thread: what it is at may need a lock that the closing one holds."""
 
@@ -55,6 +64,16 @@ def prefetched(
         deadline = time.monotonic() + PATIENCE
         for thread in started:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def fetched(task: Ordered, places: Iterable[Place], *, ahead: int) -> Generator[Place]:
+    """The same places, each once its samples are on this machine."""
+
+    def fetch(place: Place) -> Place:
+        task.fetch(place[1])
+        return place
+
+    return prefetched(places, fetch, ahead=max(1, ahead), threads=FETCHERS)
 
 
 @dataclass(frozen=True)

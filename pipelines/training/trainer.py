@@ -16,7 +16,7 @@ from pipelines.training.guard import Guard, RollBack
 from pipelines.training.job import Job, opened, uncooled
 from pipelines.training.loop import Loop
 from pipelines.training.pinning import pinned
-from pipelines.training.prefetch import prefetched
+from pipelines.training.prefetch import fetched, prefetched
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from diffusion.training import TrainingState
     from pipelines.training.tasks.task import Task
 
+HORIZON = 8192
+"""Samples of a worker that are brought from a remote store before they are needed: where a window begins,
+blocks of all lanes are, and one after the other would keep the steps waiting."""
 AHEAD = 3
 """Batches that are made before they are needed."""
 
@@ -183,6 +186,8 @@ def _shares(
     )
     places = (place for place in stream if not guard.skipped(int(place[0][0]) - member.rank))
     begin = functools.partial(_alone, device)
+    if isinstance(task, Ordered) and task.remote:
+        places = fetched(task, places, ahead=HORIZON // -(-job.training.batch // member.world))
     made = prefetched(
         places,
         lambda place: pinned(task.share(*place), device),

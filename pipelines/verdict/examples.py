@@ -106,7 +106,8 @@ class _Some:
 
 def decoded(dataset: Dataset, rows: Rows, *, size: int) -> Examples:
     """Images that are decoded when they are first asked for, and kept if all fit."""
-    from pipelines.training.tasks.rows import Decoded, memory_budget
+    from pipelines.training.tasks.decoded import Decoded
+    from pipelines.training.tasks.rows import memory_budget
 
     def decode(number: int) -> np.ndarray:
         return square(dataset.read_member(*rows.places[number], "image"), size)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from diffusion.alignment import Aligned, alignment
 from diffusion.networks.dit import DiT
 from pipelines.arrays import from_npy
-from pipelines.training.tasks.rows import Decoded, Rows
+from pipelines.training.tasks.decoded import Decoded
+from pipelines.training.tasks.rows import Rows
 
 if TYPE_CHECKING:
     from diffusion.config import AlignmentConfig

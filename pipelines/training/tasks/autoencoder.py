@@ -20,7 +20,8 @@ from pipelines.arrays import pixels
 from pipelines.dataset import Dataset
 from pipelines.sampling import normalised, to_pixels
 from pipelines.stage import KEEP
-from pipelines.training.tasks.rows import Rows, decoded, memory_budget
+from pipelines.training.tasks.decoded import decoded
+from pipelines.training.tasks.rows import Rows, memory_budget
 
 if TYPE_CHECKING:
     from diffusion.autoencoders.autoencoder import Autoencoder

@@ -24,7 +24,8 @@ from pipelines.coca.speaking import speaker
 from pipelines.dataset import Dataset
 from pipelines.scoring.captions import word_f1
 from pipelines.stage import KEEP
-from pipelines.training.tasks.rows import Rows, decoded, memory_budget
+from pipelines.training.tasks.decoded import decoded
+from pipelines.training.tasks.rows import Rows, memory_budget
 from pipelines.training.tasks.texts import pick
 
 if TYPE_CHECKING:

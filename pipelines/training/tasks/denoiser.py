@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from diffusion import randomness
 from diffusion.conditioning import Conditioning
-from diffusion.config import DiTConfig, NetworkConfig
+from diffusion.config import DiTConfig
 from diffusion.denoiser import Denoiser
-from diffusion.losses import flow_matching, regression
+from diffusion.losses import plain_loss, regression
 from diffusion.networks.routing import kept_tokens
 from diffusion.upscaling import Upscaling, low_latents, residual_scale, shrink
 from pipelines import pictures, sampling
@@ -24,10 +24,12 @@ from pipelines.dataset import Dataset
 from pipelines.embedders.embedding import TextEmbedding
 from pipelines.embedders.storing import empty
 from pipelines.encoding.columns import statistics_at
+from pipelines.pretrained.denoiser import adapters_of, denoiser_of, times_of, weights_of
 from pipelines.prompts import formatted
 from pipelines.sampling import Drawing, LatentModel, normalised
 from pipelines.stage import KEEP
 from pipelines.stream import TrainingStream
+from pipelines.training.kid import FEWEST, Kid
 from pipelines.training.tasks.aligned import Features, aligned, plain, wanted
 from pipelines.training.tasks.aligned import losses as aligning
 from pipelines.training.tasks.initial import begin
@@ -114,26 +116,23 @@ class DenoiserTask:
         told, factor = datasets["latents"].manifest["statistics"], self.samples.factor
         said = statistics_at(told, stage.resolution)["shape"]
         sides = [side // factor for size in self.mixture.by_size for side in size]
-        _check_patches(stage.network, sides, self.samples.factor)
+        _check_patches(stage, sides, self.samples.factor)
         self.largest = max(sides, default=height)
         """Longest side of a step's latents."""
         self.text_width = self.texts.width if self.texts else None
         self.pooled_width = self.texts.pooled_width if self.texts else None
         self.nothing = empty(self.texts.record) if self.texts and stage.null == "encoded" else None
         """What a sample without its caption sees in its place."""
-        self.module: nn.Module = (
-            stage.begun(inputs)
-            .build(
-                channels=self.shape[0],
-                # Of several, the square with their area stands for all in a transformer's positions.
-                size=said[1] if self.groups else height,
-                classes=len(self.classes),
-                text_width=self.text_width,
-                pooled_width=self.pooled_width,
-                low_channels=self.shape[0] if small is not None else 0,
-            )
-            .to(device)
-        )
+        self.network = stage.begun(inputs)
+        self.module: nn.Module = self.network.build(
+            channels=self.shape[0],
+            # Of several, the square with their area stands for all in a transformer's positions.
+            size=said[1] if self.groups else height,
+            classes=len(self.classes),
+            text_width=self.text_width,
+            pooled_width=self.pooled_width,
+            low_channels=self.shape[0] if small is not None else 0,
+        ).to(device)
         if inputs.get("initial") is not None:
             begin(
                 self.module,
@@ -149,13 +148,13 @@ class DenoiserTask:
         if stage.alignment is not None and self.features is not None:
             self.module = aligned(self.module, stage.alignment, self.features).to(device)
         self._work = DenoiserWork(
-            stage.network,
+            self.network,
             self.module,
             text_width=self.text_width,
             pooled_width=self.pooled_width,
             low_channels=self.shape[0] if small is not None else 0,
         )
-        self.times = stage.times.build()
+        self.times = times_of(self.network, stage.times)
         self.autoencoder = inputs["autoencoder"].autoencoder().to(device).eval()
         self.originals: list[np.ndarray] = []
         self.upscaling = self._upscaling(small) if small is not None else None
@@ -164,6 +163,13 @@ class DenoiserTask:
         self.held_out = self._held_out(shown, count) if count else []
         self.drawings, self.titles = self._drawings(shown)
         self._unseen = shown if count else None
+
+    @property
+    def remote(self) -> bool:
+        return self.mixture.remote
+
+    def fetch(self, indices: np.ndarray) -> None:
+        self.mixture.fetch(indices)
 
     def share(self, positions: np.ndarray, indices: np.ndarray) -> LatentShare:
         seed = self.stage.seed
@@ -200,7 +206,8 @@ class DenoiserTask:
             return regression(Denoiser(module), latents, conditioning)
 
         def denoising(network: Any) -> Tensor:
-            return flow_matching(Denoiser(network), latents, share.noise, share.t, conditioning)
+            denoiser = denoiser_of(self.network, network)
+            return plain_loss(denoiser, latents, share.noise, share.t, conditioning)
 
         if self.stage.alignment is not None:
             return aligning(self.stage.alignment, module, share.features, denoising)
@@ -222,22 +229,8 @@ class DenoiserTask:
         """The same few drawings each time, from the same noise."""
         from PIL import Image
 
-        model = LatentModel(
-            denoiser=Denoiser(plain(module)),
-            autoencoder=self.autoencoder,
-            statistics=self.samples.statistics,
-            shape=self.shape,
-            classes=len(self.classes),
-            text_width=self.text_width,
-            pooled_width=self.pooled_width,
-            nothing=self.nothing,
-            device=self.device,
-            tile=sampling.tile(self.stage.network, self.largest),
-            upscaling=self.upscaling,
-            regression=self.stage.objective == "regression",
-        )
         images = sampling.draw(
-            model,
+            self._model(module),
             self.drawings,
             seed=self.stage.seed,
             sampler=self.stage.sampler,
@@ -252,6 +245,47 @@ class DenoiserTask:
         grid = [[Image.fromarray(image) for image in row] for row in rows]
         return pictures.grid(grid, row_labels=labels, column_labels=self.titles)
 
+    def judge(self, module: nn.Module) -> dict[str, float]:
+        stage = self.stage
+        return self._kid(self._model(module), seed=stage.seed, sampler=stage.sampler, guidance=stage.guidance)
+
+    def about(self) -> dict[str, Any]:
+        return self._kid.about()
+
+    @functools.cached_property
+    def _kid(self) -> Kid:
+        held_out, seed = self._unseen, self.stage.seed
+        count = 0 if held_out is None else min(self.stage.kid_samples, len(held_out.rows))
+        if held_out is None or count < FEWEST:
+            raise ValueError(
+                f"`kid_every` judges by held-out samples, at least {FEWEST}, and there are {count}: raise "
+                "ingest's `split.validation`, or leave it out."
+            )
+        indices = np.arange(count)
+        texts, labels = held_out.captions(seed, indices, indices), held_out.labels(indices)
+        drawings = [
+            Drawing(index=n, text=text, label=label)
+            for n, (text, label) in enumerate(zip(texts, labels, strict=True))
+        ]
+        moments = [held_out.moments[[n]][0] for n in range(count)]
+        return Kid(moments, drawings, self.autoencoder, device=self.device)
+
+    def _model(self, module: nn.Module) -> LatentModel:
+        return LatentModel(
+            denoiser=denoiser_of(self.network, plain(module)),
+            autoencoder=self.autoencoder,
+            statistics=self.samples.statistics,
+            shape=self.shape,
+            classes=len(self.classes),
+            text_width=self.text_width,
+            pooled_width=self.pooled_width,
+            nothing=self.nothing,
+            device=self.device,
+            tile=sampling.tile(self.network, self.largest),
+            upscaling=self.upscaling,
+            regression=self.stage.objective == "regression",
+        )
+
     def facts(self) -> dict[str, Any]:
         found: dict[str, Any] = {"mixture": self.mixture.facts()} if self.stage.mix_latents else {}
         if self.groups:
@@ -262,7 +296,10 @@ class DenoiserTask:
         return {"upscaling": {**self.upscaling.to_json(), "size": size}, "objective": self.stage.objective}
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        return plain(module).state_dict()
+        return weights_of(self.network, plain(module))
+
+    def beside(self, module: nn.Module) -> dict[str, dict[str, Tensor]]:
+        return adapters_of(self.network, plain(module))
 
     def _share(
         self, samples: Samples | Mixture, seed: int, positions: np.ndarray, indices: np.ndarray, *, batch: int
@@ -341,9 +378,14 @@ class DenoiserTask:
         return self.texts.encoder.encode([formatted(template, prompt) for prompt in prompts])
 
 
-def _check_patches(network: NetworkConfig, sides: Sequence[int], factor: int) -> None:
+def _check_patches(stage: Train, sides: Sequence[int], factor: int) -> None:
     """`ValueError` where a transformer's patches do not tile the latents of some size."""
-    if isinstance(network, DiTConfig) and any(side % network.patch for side in sides):
+    network = stage.network
+    if (
+        stage.denoiser is None
+        and isinstance(network, DiTConfig)
+        and any(side % network.patch for side in sides)
+    ):
         raise ValueError(
             f"Patches of {network.patch} do not tile latents of all sizes: set ingest's `buckets.step` to a "
             f"multiple of {network.patch * factor}."

@@ -80,6 +80,14 @@ class Mixture:
             for part, weight in zip(self.parts, weights, strict=True)
         ]
 
+    @property
+    def remote(self) -> bool:
+        return any(part.rows.remote for part in self.parts)
+
+    def fetch(self, indices: np.ndarray) -> None:
+        """Has what these samples take on this machine."""
+        self._each(indices, indices, lambda part, _, i: part.rows.fetch(i.tolist()))
+
     def latents(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Tensor:
         found = self._each(positions, indices, lambda part, p, i: part.latents(seed, p, i))
         (_, first), *_ = found

@@ -19,7 +19,8 @@ from pipelines.embedders.embedding import TextEmbedding
 from pipelines.encoding.columns import column, regrouped, statistics_at
 from pipelines.encoding.pictures import Sizing
 from pipelines.stage import KEEP
-from pipelines.training.tasks.rows import Decoded, Grouped, Rows, decoded
+from pipelines.training.tasks.decoded import Decoded, Grouped, decoded
+from pipelines.training.tasks.rows import Rows
 from pipelines.training.tasks.small_images import SmallImages
 from pipelines.training.tasks.texts import Texts
 

@@ -14,7 +14,8 @@ from diffusion.config import LowResolutionConfig
 from diffusion.upscaling import shrink
 from pipelines.arrays import pixels
 from pipelines.sampling import normalised, to_pixels
-from pipelines.training.tasks.rows import Decoded, Rows
+from pipelines.training.tasks.decoded import Decoded
+from pipelines.training.tasks.rows import Rows
 
 
 @dataclass(frozen=True, eq=False)

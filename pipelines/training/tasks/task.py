@@ -75,6 +75,24 @@ class Ordered(Task, Protocol):
     @property
     def shuffle(self) -> ShuffleConfig: ...
 
+    @property
+    def remote(self) -> bool:
+        """Whether samples are to be fetched before their shares are made."""
+        ...
+
+    def fetch(self, indices: np.ndarray) -> None:
+        """Brings what the samples take to this machine; for several threads at once."""
+        ...
+
+
+@runtime_checkable
+class Adapted(Task, Protocol):
+    """A task that may train adapters beside weights that stay."""
+
+    def beside(self, module: nn.Module) -> dict[str, dict[str, Tensor]]:
+        """By file, what goes into the snapshot beside `weights`."""
+        ...
+
 
 @runtime_checkable
 class Contested(Task, Protocol):

@@ -19,8 +19,8 @@ from pipelines.stages.generate import Generate
 from pipelines.stages.train_autoencoder import TrainAutoencoder
 from pipelines.training import loop, trainer
 from pipelines.training.tasks.autoencoder import AutoencoderTask
+from pipelines.training.tasks.decoded import Grouped
 from pipelines.training.tasks.denoiser import DenoiserTask
-from pipelines.training.tasks.rows import Grouped
 from tests.pipelines import several, tiny
 from tests.pipelines.stages.making import column, made
 from tests.pipelines.training import test_trainer

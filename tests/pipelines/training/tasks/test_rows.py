@@ -16,7 +16,8 @@ from pipelines.shard_cache import CacheConfig
 from pipelines.shards import ShardError, write_shard
 from pipelines.shuffling import ShuffleConfig
 from pipelines.stage import Row, Sample
-from pipelines.training.tasks.rows import Decoded, Rows
+from pipelines.training.tasks.decoded import Decoded
+from pipelines.training.tasks.rows import Rows
 from tests import s3
 from tests.pipelines import tiny
 
