@@ -85,13 +85,14 @@ class TrainingState:
             spike: gradient norm over the typical one above which a step is to change nothing.
         """
         device = next(module.parameters()).device
+        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
         state = cls(
             module=module,
             optimizers=optimization.build(module),
             ema=EMA(
                 module,
                 widths=(optimization.ema, *optimization.ema_others),
-                spared=rival.owns if rival is not None else None,
+                spared=lambda name: name in frozen or (rival is not None and rival.owns(name)),
             ),
             skipped=torch.zeros((), dtype=torch.int64, device=device),
             rival=rival,
@@ -113,12 +114,12 @@ class TrainingState:
         With FSDP2 they are sharded; `diffusion.sharding.gathered` makes them what one rank alone would have.
 
         Args:
-            frozen: with the parameters that are not trained, and their averages. Whoever loads the state may
-                have them already, as most of a network of which only adapters are trained.
+            frozen: with the parameters that are not trained, which have no averages. Whoever loads the state
+                may have them already, as most of a network of which only adapters are trained.
         """
         left_out = set() if frozen else self._frozen()
         tensors = {f"module.{n}": t for n, t in self.module.state_dict().items() if n not in left_out}
-        tensors |= {f"ema.{n}": t for n, t in self.ema.state_dict().items() if _averaged(n) not in left_out}
+        tensors |= {f"ema.{n}": t for n, t in self.ema.state_dict().items()}
         for name, parameter in self.module.named_parameters():
             for optimizer in self.optimizers:
                 slots = optimizer.state.get(parameter, {})
@@ -135,8 +136,8 @@ class TrainingState:
         mine, frozen = self.module.state_dict(), self._frozen()
         given = {n: t for n, t in mine.items() if n in frozen} | _under("module.", tensors)
         self.module.load_state_dict({n: sharding.spread(t, mine.get(n)) for n, t in given.items()})
-        averages = {n: t for n, t in self.ema.state_dict().items() if _averaged(n) in frozen}
-        self.ema.load_state_dict(averages | _under("ema.", tensors))
+        averages = _under("ema.", tensors)  # once those of frozen parameters were kept, too
+        self.ema.load_state_dict({n: t for n, t in averages.items() if _averaged(n) not in frozen})
         parameters = dict(self.module.named_parameters())
         owners = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for optimizer in self.optimizers:
