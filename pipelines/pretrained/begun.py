@@ -44,6 +44,14 @@ class Begun(DiffusersNetwork):
 
         return merged(module.model)
 
+    def adapters(self, module: Any) -> dict[str, dict[str, Tensor]]:
+        """In a file as diffusers reads it; none where all weights are trained."""
+        from pipelines.pretrained.lora import FILE, alone
+
+        if self.lora is None:
+            return {}
+        return {FILE: alone(module.model, part="transformer" if self.transformer else "unet")}
+
 
 def begun(config: DiffusersConfig, inputs: Mapping[str, Any], *, null: str) -> Begun:
     """What a training's inputs and its `denoiser` stand for.

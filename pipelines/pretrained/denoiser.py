@@ -298,6 +298,11 @@ def weights_of(config: Any, network: nn.Module) -> dict[str, Tensor]:
     return config.weights(network) if config.kind == "diffusers" else network.state_dict()
 
 
+def adapters_of(config: Any, network: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Adapters alone, by the file that diffusers looks for; empty without."""
+    return config.adapters(network) if config.kind == "diffusers" else {}
+
+
 def known_class(name: str) -> Any:
     """diffusers' class of that name. `ValueError` where diffusers is not installed, or has none."""
     try:
