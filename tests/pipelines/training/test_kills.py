@@ -16,6 +16,7 @@ from cluster.storage import LocalStorage, Storage
 from pipelines.training import loop
 from pipelines.training.checkpoints import newest
 from tests.pipelines.training import gangs
+from tests.pipelines.training.test_guard import poisoned
 
 KILLS = 5
 """Deaths of one training."""
@@ -76,7 +77,15 @@ def die_in_delete(number: int) -> None:
     LocalStorage.delete = dying
 
 
-def killed(folder: Path, *, world: int, seed: int) -> None:
+def harmless(rank: int) -> None:
+    """Nothing."""
+
+
+HARMFUL = poisoned(range(41, 53), 0)
+"""A dozen batches that a training has to go back from, and leave out."""
+
+
+def killed(folder: Path, *, world: int, seed: int, harm: gangs.Arrange = harmless) -> None:
     """A training that dies at random places until it has died often enough, and then ends."""
     chance, deaths = random.Random(seed), []
     while len(deaths) < KILLS:
@@ -88,6 +97,7 @@ def killed(folder: Path, *, world: int, seed: int) -> None:
         def arrange(
             rank: int, who: int = who, how: Callable[[int], None] = how, number: int = number
         ) -> None:
+            harm(rank)
             if rank == who:
                 how(number)
 
@@ -98,15 +108,14 @@ def killed(folder: Path, *, world: int, seed: int) -> None:
         # The others are killed, or fail for want of it before that.
         assert codes[who] == -signal.SIGKILL, (codes, seed, who, how, number)
         deaths.append((how.__name__, number))
-    assert gangs.gang(world, folder, gangs.training(), lease=99) == [0] * world
+    assert gangs.gang(world, folder, gangs.training(), arrange=harm, lease=99) == [0] * world
     (folder / "deaths.txt").write_text("\n".join(f"{name} {number}" for name, number in deaths))
 
 
-def kill_all(folder: Path, worlds: tuple[int, ...], trainings: int) -> None:
-    for world in worlds:
-        assert gangs.gang(world, folder / f"{world}", gangs.training()) == [0] * world
-        for seed in range(trainings):
-            killed(folder / f"{world}-{seed}", world=world, seed=100 * world + seed)
+def kill_all(folder: Path, world: int, trainings: int, harm: gangs.Arrange = harmless) -> None:
+    assert gangs.gang(world, folder / f"{world}", gangs.training(), arrange=harm) == [0] * world
+    for seed in range(trainings):
+        killed(folder / f"{world}-{seed}", world=world, seed=100 * world + seed, harm=harm)
 
 
 def final(folder: Path) -> dict[str, str]:
@@ -128,12 +137,11 @@ def check(unbroken: Path, broken: Path, world: int) -> int:
     assert final(broken) == final(unbroken)
     for rank in range(world):
         wanted = gangs.losses(unbroken, rank)
-        assert [place for place, _ in wanted] == list(range(8, 801, 8))
         taken = gangs.losses(broken, rank)
         # Steps that were lost are taken again, and each time are what they were.
         assert set(taken) == set(wanted)
-    curves = [gangs.result(folder)["curve"] for folder in (unbroken, broken)]
-    assert curves[0] == curves[1]
+    for fact in ("curve", "guard", "skipped"):
+        assert gangs.result(broken).get(fact) == gangs.result(unbroken).get(fact)
     return len((broken / "deaths.txt").read_text().splitlines())
 
 
@@ -141,25 +149,37 @@ def check(unbroken: Path, broken: Path, world: int) -> int:
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the trainings of `make test` leave, all made by one process."""
     folder = tmp_path_factory.mktemp("remains")
-    code = "test_kills.kill_all(folder / 'killed', (1, 2), 1); test_kills.stop_all(folder / 'stopped', 1)"
+    code = (
+        "test_kills.kill_all(folder / 'killed', 1, 1); test_kills.stop_all(folder / 'stopped', 1); "
+        "test_kills.kill_all(folder / 'killed', 2, 1, harm=test_kills.HARMFUL)"
+    )
     gangs.afresh(code, folder, timeout=280)
     return folder
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_killed_training_is_the_unbroken_one_to_the_bit(world: int, remains: Path) -> None:
+def test_a_killed_training_is_the_unbroken_one_to_the_bit(remains: Path) -> None:
     folder = remains / "killed"
-    assert check(folder / f"{world}", folder / f"{world}-0", world) >= 3
+    assert [place for place, _ in gangs.losses(folder / "1", 0)] == list(range(8, 801, 8))
+    assert check(folder / "1", folder / "1-0", 1) >= 3
+
+
+def test_so_is_one_that_had_to_go_back(remains: Path) -> None:
+    folder = remains / "killed"
+    ((begin, end, _),) = gangs.result(folder / "2")["guard"]["left_out"]
+    assert (begin, end) == (41 * gangs.BATCH, 53 * gangs.BATCH)
+    assert check(folder / "2", folder / "2-0", 2) >= 3
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3000)
+@pytest.mark.parametrize("harm", ["harmless", "HARMFUL"])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_fifty_kills(world: int, tmp_path: Path) -> None:
-    trainings = 14
-    gangs.afresh(f"test_kills.kill_all(folder, ({world},), {trainings})", tmp_path, timeout=2900)
+def test_fifty_kills(world: int, harm: str, tmp_path: Path) -> None:
+    trainings = 14 if harm == "harmless" else 4
+    code = f"test_kills.kill_all(folder, {world}, {trainings}, harm=test_kills.{harm})"
+    gangs.afresh(code, tmp_path, timeout=2900)
     survived = [check(tmp_path / f"{world}", tmp_path / f"{world}-{n}", world) for n in range(trainings)]
-    assert sum(survived) >= 50, survived
+    assert sum(survived) >= (50 if harm == "harmless" else 12), survived
 
 
 def stopped(folder: Path, *, world: int, seed: int) -> None:
