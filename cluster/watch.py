@@ -26,8 +26,8 @@ class Limits:
     times: float = 20.0
     """The same, in usual step times, where that is longer."""
     slow: float = 3600.0
-    """The same before the third step, which may compile, and while a worker says that it does something else:
-    validation, pictures, a checkpoint."""
+    """The same before the third step, which may compile, and where a worker says that it does something else:
+    validation, pictures, a checkpoint. No less than the others."""
     ratio: float = 1.5
     """A worker whose own work takes that many times the others' median is named."""
     window: int = 50
@@ -73,6 +73,8 @@ class Watch:
     """Of the furthest rank."""
     _moved: float = 0.0
     _judged: bool = False
+    _aside: float = 0.0
+    """When a worker last did something else than steps."""
     _pace: deque[float] = field(default_factory=lambda: deque(maxlen=21))
     """Seconds a step, of the last advances."""
     _window: dict[int, Report] = field(default_factory=dict)
@@ -86,7 +88,7 @@ class Watch:
         now = self.clock()
         if standing.attempt != self._attempt:
             self._attempt, self._steps, self._moved, self._judged = standing.attempt, 0, now, False
-            self._window, self._suspect = {}, None
+            self._window, self._suspect, self._aside = {}, None, now
             self._pace.clear()
         if not standing.places or standing.ended:
             return None
@@ -95,6 +97,8 @@ class Watch:
             if self._steps:
                 self._pace.append((now - self._moved) / (steps - self._steps))
             self._steps, self._moved = steps, now
+        if any(report.phase for report in standing.reports.values()):
+            self._aside = now
         if not self._judged:
             hung = self._hung(standing, now)
             if hung is not None:
@@ -108,13 +112,13 @@ class Watch:
         # Where nobody is heard, it is the mailbox or the network: that ends by itself, or by the limit below.
         if silent and len(silent) < len(standing.places) and still > self.limits.silent:
             return Hung(ranks=silent, seconds=still)
-        if still > self._limit(standing):
+        if min(still, now - self._aside) > self._limit() or still > self.limits.slow:
             return Hung(ranks=silent if len(silent) < len(standing.places) else (), seconds=still)
         return None
 
-    def _limit(self, standing: Standing) -> float:
-        if self._steps < 3 or any(report.phase for report in standing.reports.values()):
-            return max(self.limits.slow, self.limits.floor)
+    def _limit(self) -> float:
+        if self._steps < 3:
+            return self.limits.slow
         usual = statistics.median(self._pace) if self._pace else 0.0
         return max(self.limits.floor, self.limits.times * usual)
 

@@ -1,4 +1,4 @@
-"""What a command does when it is told to end: trainings make safe what they have, and it tells how to go on."""
+"""What a command does that is told to end: trainings make safe what they have, and it says how to go on."""
 
 from __future__ import annotations
 

@@ -170,9 +170,12 @@ class Account:
         with self._lock:
             self._charge()
             self._stack.append(category)
+        aside = category if category != "data" else ""  # for data nobody waits long who is not hung
+        self.member.phase(aside)
         try:
             yield
         finally:
+            self.member.phase("")
             with self._lock:
                 self._charge()
                 self._stack.pop()

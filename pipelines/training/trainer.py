@@ -11,6 +11,7 @@ from pipelines.stream import TrainingStream
 from pipelines.training import checkpoints, parallel
 from pipelines.training.account import Account
 from pipelines.training.checkpoints import Checkpoint, Mark
+from pipelines.training.effort import Effort
 from pipelines.training.figures import Figures
 from pipelines.training.guard import Guard, RollBack
 from pipelines.training.job import Job, opened, uncooled
@@ -87,11 +88,14 @@ def _attempt(job: Job, member: Member, device: torch.device, account: Account) -
     figures = Figures(task, member=member, device=device, precision=training.precision)
     autocast = torch.bfloat16 if training.precision == "bfloat16" else None
 
+    effort = Effort(device)
+
     def losses(share: Any) -> Tensor:
         return task.losses(spread.module, share)
 
     def seen(share: Any) -> Tensor:
-        found = losses(share)
+        with effort.forward():
+            found = losses(share)
         figures.see(share, found.detach())
         return found
 
@@ -107,13 +111,14 @@ def _attempt(job: Job, member: Member, device: torch.device, account: Account) -
     if found is not None and member.rank == 0:
         member.event({"kind": "note", "text": f"Continues from {found.mark.images_seen:,} images."})
     loop = Loop(job, member, task, state, spread, guard, figures, account)
+    loop.effort = effort.taken
     loop.curve = list(found.state["curve"]) if found else []
     with contextlib.closing(loop):
         if training.images_seen > state.images_seen:
             with contextlib.closing(stream(state.images_seen)) as shares:
                 for progress in fit(
                     state,
-                    _awaited(shares, account),
+                    _awaited(shares, account, effort),
                     seen,
                     optimization=training.optimization,
                     batch=training.batch,
@@ -200,10 +205,10 @@ def _shares(
             yield share.to(device)
 
 
-def _awaited(shares: Iterator[Any], account: Account) -> Iterator[Any]:
+def _awaited(shares: Iterator[Any], account: Account, effort: Effort) -> Iterator[Any]:
     """The same; waiting for one is on the data's account."""
     while True:
-        with account.spent("data"):
+        with account.spent("data"), effort.data():
             share = next(shares, None)
         if share is None:
             return
