@@ -31,8 +31,8 @@ class DenoiserWork:
     Counted are the products of matrices that the model needs (`diffusion.networks.flops`, a multiplication
     and an addition as two), without the tokens that pass by: once forward, once back to the inputs, and once
     back to the weights that are trained, by their share of all. So three times the forward pass, or twice
-    where only adapters learn. What is computed again to save memory, what prepares the inputs, and what a loss
-    adds beside the network do not count (as in Chowdhery et al., 2022, appendix B).
+    where only adapters learn. What is computed again to save memory, what prepares the inputs, and what a
+    loss adds beside the network do not count (as in Chowdhery et al., 2022, appendix B).
     """
 
     def __init__(
