@@ -20,6 +20,7 @@ from diffusion.config import (
 )
 from pipelines.buckets import known
 from pipelines.encoding.columns import column, statistics_at
+from pipelines.pretrained.config import DiffusersConfig, check_pretrained
 from pipelines.shard_cache import CacheConfig
 from pipelines.shuffling import ShuffleConfig
 from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
@@ -30,6 +31,7 @@ from pipelines.training.config import DDPConfig, GuardConfig, ParallelConfig
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.pretrained.begun import Begun
     from pipelines.training.tasks.task import Task
 
 
@@ -88,6 +90,8 @@ class Train(Stage):
     has epochs of its own."""
     shuffle: ShuffleConfig = added(ShuffleConfig())
     """Of epochs that are too long to be drawn as a whole."""
+    denoiser: Annotated[DiffusersConfig | None, Input("snapshot", part="denoiser")] = added(None)
+    """A pretrained denoiser whose weights it begins with, in place of a new `network`."""
     network: NetworkConfig = DiTConfig()
     images_seen: int = 100_000
     """Images that training sees, each as often as it takes. A larger number continues the shorter run."""
@@ -141,6 +145,13 @@ class Train(Stage):
     """Images between two points of the held-out curve; a twentieth of the run if None."""
     samples_every: int | None = execution(None)
     """Images between two rows of pictures; an eighth of the run if None."""
+    kid_every: int | None = execution(None)
+    """Images between two figures of KID against held-out samples, as `evaluate` measures it; none if None."""
+    kid_samples: int = execution(256)
+    """Held-out samples, and as many drawings, that each is measured on, at most."""
+    beside: bool | None = execution(None)
+    """Makes pictures and KID in a worker beside, while training goes on; it leaves some out where it cannot
+    keep up. If None: on Ray where a CPU is free, and a GPU for a training on GPUs; else between two steps."""
     checkpoint_every: int | None = execution(None)
     """Images between two checkpoints, beside those by time."""
     checkpoint_seconds: float | None = execution(60.0)
@@ -185,12 +196,31 @@ class Train(Stage):
             raise ValueError("`objective: regression` trains upscalers only: set `low_resolution`.")
         if self.resolution is not None and self.low_resolution is not None:
             raise ValueError("An upscaler is trained at its images' own size: leave `resolution` out.")
+        if self.kid_every is not None and (self.kid_every < 1 or self.kid_samples < 8):
+            raise ValueError("kid_every is at least 1, and kid_samples at least 8.")
+        if self.kid_every is not None and self.low_resolution is not None:
+            raise ValueError(
+                "`kid_every` is not for upscalers: leave it out, and let evaluate_upscaler judge."
+            )
         if self.prompts and self.low_resolution is not None:
             raise ValueError("An upscaler's pictures are of held-out images: leave `prompts` out.")
 
         check_mixing(self)
         if self.loaders < 1:
             raise ValueError(f"loaders is {self.loaders}; it must be at least 1.")
+
+        check_pretrained(self)
+
+    def named(self) -> dict[str, str | None]:
+        found = super().named()
+        return {**found, "denoiser": None if self.denoiser is None else self.denoiser.path}
+
+    def meaning(self) -> dict[str, Any]:
+        if self.denoiser is None:
+            return super().meaning()
+        # Its weights stand for the path, and for the network that it takes the place of.
+        said = {k: v for k, v in jsonable(self.denoiser).items() if k != "path"}
+        return {**{k: v for k, v in super().meaning().items() if k != "network"}, "denoiser": said}
 
     def columns(self, name: str) -> tuple[str, ...]:
         if name in ("latents", "mix_latents"):
@@ -206,17 +236,21 @@ class Train(Stage):
 
     def run(self, session: Session) -> dict[str, Any]:
         from pipelines.training.job import trained
+        from pipelines.training.kid import check_judge
 
-        _check_inputs(self, session.inputs)
+        inputs = self.given(session.inputs)
+        _check_inputs(self, inputs)
+        if self.kid_every is not None:
+            check_judge(session.inputs)
         check_mixed(self, session.inputs)
         self.begun(session.inputs)
-        said = statistics_at(session.inputs["latents"].manifest["statistics"], self.resolution)
+        said = statistics_at(inputs["latents"].manifest["statistics"], self.resolution)
         images = session.inputs.get("images")
         text, autoencoder = session.inputs.get("text"), session.inputs["autoencoder"]
         result = trained(
             self,
             session,
-            functools.partial(self.task, dict(session.inputs)),
+            functools.partial(self.task, inputs),
             file="denoiser.safetensors",
             points=20,
             accumulate=self.accumulate,
@@ -225,6 +259,8 @@ class Train(Stage):
             parallel=self.parallel,
             guard=self.guard,
             recompute=self.recompute,
+            kid_every=self.kid_every,
+            beside=self.beside,
             loaders=self.loaders,
         )
         name = "autoencoder.safetensors"
@@ -233,7 +269,7 @@ class Train(Stage):
         result["files"][name] = autoencoder.record["files"][name]
         return {
             "task": "denoiser",
-            "network": jsonable(self.begun(session.inputs)),
+            "network": jsonable(self.begun(inputs)),
             "autoencoder": autoencoder.record["autoencoder"],
             "statistics": said["latents"],
             "latent_shape": said["shape"],
@@ -246,12 +282,24 @@ class Train(Stage):
             **result,
         }
 
-    def begun(self, inputs: Inputs) -> NetworkConfig:
+    def begun(self, inputs: Inputs) -> NetworkConfig | Begun:
         """`network`, as `initial` has it where there is one. `ValueError` where that is another."""
+        if self.denoiser is not None:
+            from pipelines.pretrained.begun import begun
+
+            return begun(self.denoiser, inputs, null=self.null)
         from pipelines.training.tasks.initial import carried
 
         initial = inputs.get("initial")
         return self.network if initial is None else carried(self.network, initial, name=str(self.initial))
+
+    def given(self, inputs: Inputs) -> dict[str, Any]:
+        """The inputs, with latents scaled as a pretrained denoiser knows them."""
+        if self.denoiser is None:
+            return dict(inputs)
+        from pipelines.pretrained.begun import scaled
+
+        return scaled(inputs)
 
     def mixed(self, inputs: Inputs) -> list[dict[str, Any]]:
         """Datasets of each of `mix_latents`, by the names that the first one's have."""

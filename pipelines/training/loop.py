@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ from cluster.gang import GangPaused
 from pipelines.training import averages, parallel
 from pipelines.training.account import Account
 from pipelines.training.agreement import Agreement
-from pipelines.training.checkpoint import Mark, Writer
+from pipelines.training.beside import KID, PICTURE, Looks, Seen
+from pipelines.training.checkpoints import Mark, Writer
 from pipelines.training.figures import Figures
 from pipelines.training.guard import Guard
 from pipelines.training.job import Job, uncooled
+from pipelines.training.kid import told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,15 +47,20 @@ class Loop:
     figures: Figures
     account: Account
     curve: list[list[Any]] = field(default_factory=list)
+    effort: Callable[[], float] = lambda: 0.0
+    """Seconds of this worker's own work since it was last asked."""
     _asked: set[str] = field(default_factory=set)
     """What rank 0 has wished and not yet heard."""
     _steps: int = 0
     """Since the last report."""
+    _judged: dict[str, Any] = field(default_factory=dict)
+    """What the figures of looks are of."""
 
     def __post_init__(self) -> None:
         self.training = self.job.training
         self._writer = Writer(self.job.checkpoints, rank=self.member.rank, world=self.member.world)
         self._agreement = Agreement((CHECKPOINT, REPORT, STOP), world=self.member.world)
+        self._looks = Looks(self.job, self.member, self.task)
         self._written_at = self.state.images_seen
         self._written = self._reported = time.monotonic()
 
@@ -65,7 +73,9 @@ class Loop:
         """
         training, seen = self.training, progress.images_seen
         self.account.stepped(seen)
-        self.member.beat(seen)
+        self.member.beat(seen, self.effort())
+        for text in self._writer.news():
+            self.member.event({"kind": "note", "text": text})
         harm = self.guard.step(progress)
         if harm is not None:
             self._agreement.close()
@@ -81,8 +91,7 @@ class Loop:
         with self.account.spent("look"):
             if last or progress.every(training.validate_every):
                 self._validate(seen)
-            if last or progress.every(training.samples_every):
-                self._picture(seen)
+            self._look(seen, self._wanted(progress, last=last))
         others = training.optimization.ema_others
         if others and (last or progress.every(max(1, training.images_seen // averages.TIMES))):
             averages.store(self.job.checkpoints, self._mark(seen), self.state.ema, member=self.member)
@@ -97,6 +106,10 @@ class Loop:
             self._agreement.close()
             raise GangPaused(f"Stopped at {seen:,} images, which are safe: run again to go on.")
 
+    def close(self) -> None:
+        """Leaves nothing behind that runs."""
+        self._looks.close()
+
     def finish(self) -> dict[str, Any]:
         """Writes the snapshot's weights, the average over training in fp16, once the checkpoint is safe."""
         self._agreement.close()
@@ -107,10 +120,12 @@ class Loop:
         averaged, facts = self._average(), {}
         if self.member.rank:
             return {}
+        with self.account.spent("look"):
+            self._tell(self._looks.finish(self.state.images_seen, averaged, self._wanted()))
         import torch
         from safetensors.torch import save
 
-        from pipelines.training.tasks.task import Contested
+        from pipelines.training.tasks.task import Adapted, Contested
 
         if self.training.ema_width is not None:
             tensors, misfit = averages.reconstruct(
@@ -136,6 +151,12 @@ class Loop:
             )
         data = save(tensors)
         self.job.output.replace(self.training.file, data)
+        files = {self.training.file: hashlib.sha256(data).hexdigest()}
+        if isinstance(self.task, Adapted):
+            for name, some in self.task.beside(averaged).items():
+                data = save({n: t.contiguous().cpu() for n, t in some.items()})
+                self.job.output.replace(name, data)
+                files[name] = hashlib.sha256(data).hexdigest()
         return {
             "images_seen": self.state.images_seen,
             "curve": self.curve,
@@ -144,8 +165,10 @@ class Loop:
             **self.task.facts(),
             **facts,
             **self.guard.facts(),
+            **({"kid": self._judged} if self._judged else {}),
+            **({"looks_skipped": self._looks.skipped} if self._looks.skipped else {}),
             "time": self.account.summary(),
-            "files": {self.training.file: hashlib.sha256(data).hexdigest()},
+            "files": files,
         }
 
     def _wishes(self) -> list[str]:
@@ -186,18 +209,46 @@ class Loop:
         done, total = progress.images_seen, max(self.training.images_seen, progress.images_seen)
         self.member.event({"kind": "progress", "done": done, "total": total, "unit": "images"})
 
+    def _wanted(self, progress: Progress | None = None, *, last: bool = True) -> list[str]:
+        """What is to be looked at now."""
+        every = {PICTURE: self.training.samples_every, KID: self.training.kid_every}
+        return [
+            what
+            for what, images in every.items()
+            if images is not None and (last or (progress is not None and progress.every(images)))
+        ]
+
     def _validate(self, images_seen: int) -> None:
         averaged = self._average()
         values = {} if self.member.rank else self.task.evaluate(averaged)
         if values:
-            self.curve = [point for point in self.curve if point[0] < images_seen] + [[images_seen, values]]
-            self.member.event({"kind": "metrics", "step": images_seen, "values": values})
+            self._point(images_seen, values)
 
-    def _picture(self, images_seen: int) -> None:
-        averaged = self._average()
-        png = None if self.member.rank else self.task.picture(averaged)
-        if png is not None:
-            self.member.event({"kind": "picture", "name": "samples", "step": images_seen, "png": png})
+    def _look(self, images_seen: int, wanted: Sequence[str]) -> None:
+        averaged = self._average() if wanted else None
+        if self.member.rank:
+            return
+        if averaged is not None:
+            self._looks.look(images_seen, averaged, wanted)
+        self._tell(self._looks.seen())
+
+    def _tell(self, looks: Iterable[Seen]) -> None:
+        for images_seen, found in looks:
+            if "png" in found:
+                png = found["png"]
+                self.member.event({"kind": "picture", "name": "samples", "step": images_seen, "png": png})
+            if found.get("values"):
+                self._point(images_seen, found["values"])
+            if found.get("about") and not self._judged:
+                self._judged = found["about"]
+                self.member.event({"kind": "note", "text": told(self._judged)})
+
+    def _point(self, images_seen: int, values: dict[str, float]) -> None:
+        """Of the curve; what a worker beside saw comes late."""
+        known = dict(self.curve)
+        known[images_seen] = {**known.get(images_seen, {}), **values}
+        self.curve = [[seen, known[seen]] for seen in sorted(known)]
+        self.member.event({"kind": "metrics", "step": images_seen, "values": values})
 
     def _write(self, images_seen: int) -> None:
         with self.account.spent("checkpoint"):
@@ -205,7 +256,8 @@ class Loop:
             mark = self._mark(images_seen)
             self._writer.write(
                 mark,
-                self.state.state_dict(),
+                # The task's own weights are there again before a checkpoint is read.
+                self.state.state_dict(frozen=False),
                 {"curve": self.curve, "world": self.member.world, **self.guard.state()},
                 done=lambda: self.account.saved(images_seen),
             )

@@ -163,6 +163,8 @@ class DenoiserTask:
         self.held_out = self._held_out(shown, count) if count else []
         self.drawings, self.titles = self._drawings(shown)
         self._unseen = shown if count else None
+        if stage.kid_every is not None:
+            self._judges()
 
     @property
     def remote(self) -> bool:
@@ -252,15 +254,20 @@ class DenoiserTask:
     def about(self) -> dict[str, Any]:
         return self._kid.about()
 
-    @functools.cached_property
-    def _kid(self) -> Kid:
-        held_out, seed = self._unseen, self.stage.seed
-        count = 0 if held_out is None else min(self.stage.kid_samples, len(held_out.rows))
-        if held_out is None or count < FEWEST:
+    def _judges(self) -> Samples:
+        """The held-out samples. `ValueError` where they are too few to judge by."""
+        count = 0 if self._unseen is None else len(self._unseen.rows)
+        if self._unseen is None or count < FEWEST:
             raise ValueError(
                 f"`kid_every` judges by held-out samples, at least {FEWEST}, and there are {count}: raise "
                 "ingest's `split.validation`, or leave it out."
             )
+        return self._unseen
+
+    @functools.cached_property
+    def _kid(self) -> Kid:
+        held_out, seed = self._judges(), self.stage.seed
+        count = min(self.stage.kid_samples, len(held_out.rows))
         indices = np.arange(count)
         texts, labels = held_out.captions(seed, indices, indices), held_out.labels(indices)
         drawings = [
