@@ -65,9 +65,10 @@ def answering(nodes: Sequence[Mapping[str, Any]], *, draining: Mapping[str, Any]
 class Places(ElasticScalingPolicy):
     """As many workers as there is room for now, between the gang's fewest and most."""
 
-    def __init__(self, scaling_config: Any, *, mailbox: Any) -> None:
+    def __init__(self, scaling_config: Any, *, mailbox: Any, alone: bool = False) -> None:
+        """`alone`: no machine will ever be added, so nobody has to be told what is wished for."""
         super().__init__(scaling_config)
-        self._mailbox = mailbox
+        self._mailbox, self._alone = mailbox, alone
         self._patience = float(os.environ.get(WAIT, "3600"))
         self._since: float | None = None
         self._starts = 0
@@ -132,11 +133,25 @@ class Places(ElasticScalingPolicy):
 
     def _get_reserved_resources(self) -> Any:
         """Ray's, of those machines that answer."""
+        there = self._nodes()
+        if self._alone:
+            return there
         reserved = super()._get_reserved_resources()
         if not reserved:
             return reserved
-        there = self._nodes()
         return {node: resources for node, resources in reserved.items() if node in there}
+
+    def _send_resource_request(self) -> None:
+        if not self._alone:
+            super()._send_resource_request()
+
+    def _maybe_send_resource_request(self) -> None:
+        if not self._alone:
+            super()._maybe_send_resource_request()
+
+    def _cancel_resource_request(self) -> None:
+        if not self._alone:
+            super()._cancel_resource_request()
 
     def _nodes(self) -> dict[str, Any]:
         import ray

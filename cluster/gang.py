@@ -92,6 +92,7 @@ def run_gang(
     storage_path: str,
     cancelled: threading.Event,
     paused: threading.Event | None = None,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """A gang under Ray Train; waits for its end, and starts it again when it loses a worker.
 
@@ -103,6 +104,7 @@ def run_gang(
         cancelled: ends the gang early when it is set: its workers stop at their next step.
         paused: asks its workers to make safe what they have, and to end.
         storage_path: where Ray Train keeps its own notes: a folder that every node sees, or a URL.
+        alone: Ray was started for this process, on this machine: nothing is added, and nothing preempted.
 
     Raises:
         Exception: what the worker function raised.
@@ -135,11 +137,13 @@ def run_gang(
         os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
     if resources.memory:
         each["memory"] = resources.memory
+    if alone:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     most = resources.workers or 1
     fewest = min(resources.min_workers or most, most)
     trainer = Trainer(
         _enter,
-        policy=lambda scaling: Places(scaling, mailbox=mailbox),
+        policy=lambda scaling: Places(scaling, mailbox=mailbox, alone=alone),
         train_loop_config={
             "worker": worker,
             "config": config,

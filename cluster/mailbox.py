@@ -168,7 +168,7 @@ class Mailbox:
             report = replace(report, stack=before.stack)
         self._reports[report.rank], self._heard[report.rank] = report, now
         if report.steps:
-            if self._still is not None:
+            if self._still is not None and self._closed < self.attempt:
                 self._goes_on(now)
             if report.done > self.furthest:
                 self.furthest = report.done

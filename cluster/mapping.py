@@ -242,6 +242,7 @@ class RayExecutor:
                 storage_path=self.session.train_storage,
                 cancelled=self.cancelled,
                 paused=self.paused,
+                alone=self.session.local,
             )
         finally:
             self._count(-1)

@@ -111,6 +111,7 @@ def test_an_interruption_lasts_from_the_last_step_to_the_next(mailbox: Mailbox, 
     clock.now += 1
     reach(mailbox, 0, 2, steps=2)  # alive, and no further
     mailbox.failed(0, "worker 1 was lost")
+    reach(mailbox, 0, 2, steps=2)  # the other one, not ended yet
     clock.now += 4
     mailbox.begin(1, PLACES[:1])
     clock.now += 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import statistics
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.mapping import RayExecutor
@@ -32,7 +34,7 @@ QUICK = {
     "LATENTMILL_GROW_SECONDS": "3",
     "LATENTMILL_HANG_SILENT": "8",
 }
-SLOT = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+SLOT: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 class Machines:
@@ -64,7 +66,7 @@ def machines() -> Iterator[Machines]:
         for name, value in QUICK.items():
             patch.setenv(name, value)
         machines = Machines(folder)
-        ray.init(address=machines.cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=machines.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield machines
         finally:
@@ -192,32 +194,62 @@ def test_a_machine_that_will_be_taken_away_is_left_with_a_checkpoint(
     gangs.check(tmp_path, len(lines))
 
 
+def drive(folder: Path, steps: int, address: str | None = None) -> subprocess.Popen[str]:
+    """A driver's process, on that cluster or on one of its own."""
+    command = [sys.executable, "-m", "tests.cluster.driver", str(folder), str(steps), "0.1"]
+    env = {**os.environ, **QUICK, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env.pop("RAY_ADDRESS", None)
+    if address:
+        env["RAY_ADDRESS"] = address
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def steps_of(folder: Path) -> list[int]:
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def await_steps(folder: Path, steps: int, driver: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 300
+    while len(steps_of(folder)) < steps:
+        assert driver.poll() is None, driver.communicate()[1][-2000:]
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_killed_drivers_workers_write_no_more_and_the_next_one_goes_on(
+    machines: Machines, tmp_path: Path
+) -> None:
+    driver = drive(tmp_path, 100_000, machines.cluster.address)
+    await_steps(tmp_path, 10, driver)
+    driver.kill()
+    driver.wait()
+    pids = [int(file.read_text().split()[0]) for file in tmp_path.glob("attempt-000-*")]
+    end = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < end, "the dead driver's workers are still there"
+        time.sleep(0.1)
+    done = len(steps_of(tmp_path))
+    assert drive(tmp_path, done + 10, machines.cluster.address).wait(300) == 0
+    gangs.check(tmp_path, done + 10)
+
+
 def test_a_driver_that_is_told_to_end_says_so_and_goes_on_from_its_last_step(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
         folder = Path(short)
         (folder / "ray").mkdir()
 
-        def drive(steps: int) -> subprocess.Popen[str]:
-            command = [sys.executable, "-m", "tests.cluster.driver", str(folder), str(steps), "0.1"]
-            env = {**os.environ, **QUICK, "PYTHONPATH": str(Path(__file__).parents[2])}
-            env.pop("RAY_ADDRESS", None)
-            return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-
-        driver = drive(100_000)
-        log, end = folder / "log.jsonl", time.monotonic() + 240
-        while not log.exists() or len(log.read_text().splitlines()) < 10:
-            assert driver.poll() is None, driver.communicate()[1][-2000:]
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        driver = drive(folder, 100_000)
+        await_steps(folder, 10, driver)
         told = time.monotonic()
         driver.send_signal(signal.SIGTERM)
         _, said = driver.communicate(timeout=120)
         print(f"\nfrom SIGTERM to the end: {time.monotonic() - told:.1f} s")
         assert driver.returncode == 75, said[-2000:]
         assert "which are safe: run again to go on." in said
-        done = len(log.read_text().splitlines())
+        done = len(steps_of(folder))
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": done}
-        assert drive(done + 10).wait(240) == 0
-        lines = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-        assert lines == list(range(done + 10))  # no step twice
+        assert drive(folder, done + 10).wait(300) == 0
+        assert steps_of(folder) == list(range(done + 10))  # no step twice
         gangs.check(folder, done + 10)
