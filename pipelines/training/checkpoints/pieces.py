@@ -71,7 +71,7 @@ class Box:
     def inside(self, shape: tuple[int, ...]) -> bool:
         """Whether it is part of a tensor of that shape."""
         return len(self.offsets) == len(self.shape) == len(shape) and all(
-            0 <= offset and 0 <= length and offset + length <= size
+            offset >= 0 and length >= 0 and offset + length <= size
             for offset, length, size in zip(self.offsets, self.shape, shape, strict=True)
         )
 

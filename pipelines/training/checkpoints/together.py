@@ -18,17 +18,9 @@ class Together:
     """One of the default process group's ranks, all of which must ask alike; alone it asks nobody."""
 
     def __init__(self, *, rank: int, world: int, tensors: Iterable[Tensor]) -> None:
-        """`tensors`: of the training; what ranks tell travels by their device where the network asks for it."""
-        import torch
-
+        """`tensors`: of the training, by whose device messages travel where the network asks for one."""
         self.rank, self.world = rank, world
-        self._device = torch.device("cpu")
-        if world > 1:
-            import torch.distributed
-
-            if torch.distributed.get_backend() == "nccl":
-                places = {tensor.device for tensor in tensors if tensor.is_cuda}
-                self._device = places.pop() if places else torch.device("cuda")
+        self._places = {tensor.device for tensor in tensors if tensor.is_cuda}
 
     def first(self, data: bytes) -> bytes:
         """Rank 0's bytes, on all ranks."""
@@ -49,7 +41,7 @@ class Together:
         import torch
         import torch.distributed
 
-        found = torch.tensor([outcome * self.world + self.rank], device=self._device)
+        found = self._placed(torch.tensor([outcome * self.world + self.rank]))
         torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MIN)
         least, speaker = divmod(int(found.item()), self.world)
         if least == FINE:
@@ -61,6 +53,13 @@ class Together:
     def _sent(self, tensor: Tensor, *, source: int = 0) -> Tensor:
         import torch.distributed
 
-        tensor = tensor.to(self._device)
+        tensor = self._placed(tensor)
         torch.distributed.broadcast(tensor, source)
         return tensor
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        import torch.distributed
+
+        if torch.distributed.get_backend() != "nccl":
+            return tensor
+        return tensor.to(next(iter(self._places), "cuda"))
