@@ -1,4 +1,4 @@
-"""`latentmill export`: a dataset, or an autoencoder, in another tool's form."""
+"""`latentmill export`: a dataset, an autoencoder or a pretrained denoiser, in another tool's form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pipelines.commands.reference import RECIPE_STAGE, resolve
 
 if TYPE_CHECKING:
     from pipelines.dataset import Dataset
+    from pipelines.export.pipeline import Exported
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a dataset as an image folder, as WebDataset tars or as Parquet that other tools read; or the
-    autoencoder of a snapshot as a folder for diffusers.
+    """Write a dataset as an image folder, as WebDataset tars or as Parquet that other tools read; or, as a
+    folder for diffusers, a snapshot: the pipeline of a pretrained denoiser, else its autoencoder.
 
     Both are named as a folder or URL, or as RECIPE:STAGE of this store; where DATASET is a RECIPE:STAGE,
     other stages of that recipe by STAGE alone.
@@ -46,7 +47,7 @@ class Export:
 
     def __call__(self, flags: Sequence[str]) -> int:
         if self.form == "diffusers":
-            return self._autoencoder()
+            return self._model()
         from pipelines.export import export
 
         columns = []
@@ -75,14 +76,17 @@ class Export:
             screen.print(f"left out     {count:9,}  {why}", markup=False, soft_wrap=True)
         return 0
 
-    def _autoencoder(self) -> int:
+    def _model(self) -> int:
         from cluster.storage import Storage
+        from pipelines.export import pipeline
         from pipelines.export.diffusers import write
         from pipelines.models import SnapshotFolder
 
         if self.captions or self.keep or self.columns:
             raise ValueError("--captions, --keep and --columns are of datasets; diffusers takes a snapshot.")
         snapshot = SnapshotFolder.open(Storage.at(resolve(self.dataset, self.store)))
+        if pipeline.exportable(snapshot):
+            return self._pipeline(pipeline.write(snapshot, self.out))
         settings = write(snapshot, self.out)
         if self.json:
             say_json({"out": str(self.out), "form": self.form, "config": settings})
@@ -90,6 +94,20 @@ class Export:
         screen, name = console(), settings["_class_name"]
         screen.print(f"an {name} in {self.out}", markup=False, soft_wrap=True)
         screen.print(f'diffusers.{name}.from_pretrained("{self.out}")', markup=False, soft_wrap=True)
+        return 0
+
+    def _pipeline(self, made: Exported) -> int:
+        if self.json:
+            say_json({"out": str(self.out), "form": self.form, "pipeline": dict(made.settings)})
+            return 0
+        screen = console()
+        screen.print(f"a {made.pipeline} in {self.out}", markup=False, soft_wrap=True)
+        if made.lacking:
+            told = f"without {', '.join(made.lacking)}, not at hand: add them, or give it prompt embeddings"
+            screen.print(told, markup=False, soft_wrap=True)
+        absent = "".join(f", {part}=None" for part in made.lacking)
+        loaded = f'diffusers.{made.pipeline}.from_pretrained("{self.out}"{absent})'
+        screen.print(loaded, markup=False, soft_wrap=True)
         return 0
 
     def _opened(self, reference: str) -> Dataset:

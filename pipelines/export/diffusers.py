@@ -17,10 +17,13 @@ OWN = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_
 """What foreign weights' own config says beside their shape; it stands where no data say otherwise."""
 
 
-def write(snapshot: SnapshotFolder, out: Path) -> dict[str, Any]:
+def write(snapshot: SnapshotFolder, out: Path, *, scaling: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes config.json and the weights, in the dtype they have, of an autoencoder's snapshot, or of the
     autoencoder in a model's. The scale of latents is that of the data a model was trained on, where the
     snapshot is a model's; gives what the config says.
+
+    Args:
+        scaling: fields of the config that say it otherwise.
 
     Raises:
         ValueError: `out` is in use, the snapshot has no autoencoder, or diffusers has none of its kind.
@@ -41,6 +44,7 @@ def write(snapshot: SnapshotFolder, out: Path) -> dict[str, Any]:
     settings = settings_of(config, statistics=statistics)
     if statistics is None:
         settings |= {name: value for name, value in _own(snapshot).items() if name in OWN}
+    settings |= scaling or {}
     state = state_to(config, load(snapshot.read(WEIGHTS)))
     out.mkdir(parents=True, exist_ok=True)
     save_file(dict(sorted(state.items())), out / WHOLE, metadata={"format": "pt"})

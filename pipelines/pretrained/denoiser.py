@@ -173,12 +173,16 @@ class DiffusersNetwork:
         return Chained(times=chosen.build(), steps=self.chain)
 
     def statistics(self, vae: Mapping[str, Any], channels: int) -> LatentStatistics:
-        """How its latents are scaled, by the config.json of its autoencoder; of pixels, not at all."""
+        """How its latents are scaled, by the config.json of its autoencoder; of pixels, not at all.
+
+        As its pipeline does: only those of SD3 and FLUX look at a shift, and SDXL's at each channel's own.
+        """
         from diffusion.latents import LatentStatistics
 
         scale = float(vae.get("scaling_factor") or 1.0)
-        mean = vae.get("latents_mean") or [float(vae.get("shift_factor") or 0.0)] * channels
-        std = vae.get("latents_std") or [1.0] * channels
+        mean, std = [float((self.flow and vae.get("shift_factor")) or 0.0)] * channels, [1.0] * channels
+        if self.sized and vae.get("latents_mean") and vae.get("latents_std"):
+            mean, std = vae["latents_mean"], vae["latents_std"]
         return LatentStatistics(mean=tuple(map(float, mean)), std=tuple(s / scale for s in map(float, std)))
 
     def check(self, *, channels: int, classes: int, text_width: int | None, pooled_width: int | None) -> None:
