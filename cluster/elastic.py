@@ -112,7 +112,9 @@ class Places(ElasticScalingPolicy):
             return NoopDecision()
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision) and decision.num_workers > worker_group_state.num_workers:
-            ray.get(self._mailbox.resize.remote())
+            each: Any = self.scaling_config._resources_per_worker_not_none
+            if count(_free(self._nodes()), each):
+                ray.get(self._mailbox.resize.remote())
         return NoopDecision()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -139,7 +141,8 @@ class Places(ElasticScalingPolicy):
         reserved = super()._get_reserved_resources()
         if not reserved:
             return reserved
-        return {node: resources for node, resources in reserved.items() if node in there}
+        known = {node: resources for node, resources in reserved.items() if node in there}
+        return {node: there[node] for node in known} if self._starts else known
 
     def _send_resource_request(self) -> None:
         if not self._alone:
@@ -160,7 +163,17 @@ class Places(ElasticScalingPolicy):
         draining: Mapping[str, Any] = {}
         with contextlib.suppress(Exception):
             draining = state.get_draining_nodes() or {}
-        return answering(ray.nodes(), draining=draining)
+        there = answering(ray.nodes(), draining=draining)
+        # Where a start has waited in vain, others have the room: then only what is free counts.
+        return _free(there) if self._starts else there
+
+
+def _free(nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """What nobody uses of these machines."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return {node: free.get(node, {}) for node in nodes}
 
 
 class Attempts(WorkerGroupCallback):

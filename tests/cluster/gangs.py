@@ -19,7 +19,8 @@ def count(config: Mapping[str, Any], member: Member) -> dict[str, Any]:
     """Steps over one global order of samples, with a checkpoint after every `every` steps.
 
     `config`: folder, steps, every, pause (seconds a step), and what goes wrong: `die` ({step: rank}, once
-    each), `stop` (the same, by SIGSTOP), `poison` (a step at which rank 0 always dies).
+    each), `stop` and `leave` (the same, by SIGSTOP and SIGTERM), `poison` (a step at which rank 0 always
+    dies).
     """
     import torch
     import torch.distributed
@@ -67,7 +68,7 @@ def wrong(config: Mapping[str, Any], folder: Path, step: int, member: Member) ->
         os.kill(os.getpid(), signal.SIGKILL)
     if config.get("mistake") == step:
         raise ValueError("the images are too small")
-    for what, number in (("die", signal.SIGKILL), ("stop", signal.SIGSTOP)):
+    for what, number in (("die", signal.SIGKILL), ("stop", signal.SIGSTOP), ("leave", signal.SIGTERM)):
         done = folder / f"{what}-{step}"
         if config.get(what, {}).get(step) == member.rank and not done.exists():
             done.write_text(str(os.getpid()))
