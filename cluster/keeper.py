@@ -77,6 +77,7 @@ class Keeper:
             place = next((p for p in standing.places if p.rank == found.rank), None)
             where = f" on {place.host}" if place else ""
             self._note(f"Worker {found.rank}{where} takes {found.ratio:.1f} times as long as the others.")
+            self.on_event({"kind": "straggler", "rank": found.rank, "ratio": found.ratio})
         if isinstance(found, Hung):
             if found.ranks:
                 self._end(standing, found.ranks, found.seconds, "does not answer")

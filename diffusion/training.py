@@ -174,6 +174,8 @@ class Progress:
     lr: float
     skipped: Int[Tensor, ""]
     """Steps so far that changed nothing because the gradient was not finite, or a spike."""
+    rival_grad_norm: Float[Tensor, ""] | None = None
+    """The rival's own, once it learns."""
 
     def every(self, images: int | None) -> bool:
         """Whether this step reached or passed a multiple of `images`; never if None."""
@@ -253,14 +255,15 @@ def fit(
 
         # After the reduction all ranks have one norm, so all skip or none does. The optimizers read the flag
         # on the device, and leave parameters, moments and their own count of steps as they are.
-        good = grad_norm.isfinite()
+        good, rival_norm = grad_norm.isfinite(), None
         if state.spikes is not None:
             good = good & ~state.spikes.among(grad_norm)
         if state.rival is not None and state.images_seen < state.rival.start:
             for parameter in opposed:
                 parameter.grad = None
         elif opposed:
-            good = good & sharding.whole(clip_grad_norm_(opposed, limit)).isfinite()
+            rival_norm = sharding.whole(clip_grad_norm_(opposed, limit))
+            good = good & rival_norm.isfinite()
         for optimizer in state.optimizers:
             optimizer.found_inf = (~good).float()  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
@@ -275,6 +278,7 @@ def fit(
             batch=batch,
             loss=torch.cat(losses).mean(),
             grad_norm=grad_norm,
+            rival_grad_norm=rival_norm,
             lr=lr,
             skipped=state.skipped,
         )

@@ -53,6 +53,10 @@ class Loop:
     """What rank 0 has wished and not yet heard."""
     _steps: int = 0
     """Since the last report."""
+    _safe: float | None = None
+    """When the newest state that is safe was the training's."""
+    _took: float = 0.0
+    """Seconds until it was safe."""
     _judged: dict[str, Any] = field(default_factory=dict)
     """What the figures of looks are of."""
 
@@ -76,15 +80,17 @@ class Loop:
         self.member.beat(seen, self.effort())
         for text in self._writer.news():
             self.member.event({"kind": "note", "text": text})
-        harm = self.guard.step(progress)
+        agreed = self._agreement.exchange(self._wishes())
+        self._asked -= agreed
+        last = seen >= training.images_seen
+        anchor = self._uncooled(seen) and not self._uncooled(seen + training.batch)
+        due = anchor or bool(agreed & {CHECKPOINT, STOP}) or progress.every(training.checkpoint_every)
+        harm = self.guard.step(progress, self.state, due=due)
         if harm is not None:
             self._agreement.close()
             with self.account.spent("checkpoint"):
                 self._writer.wait()
             raise self.guard.leave_out(harm)
-        agreed = self._agreement.exchange(self._wishes())
-        self._asked -= agreed
-        last = seen >= training.images_seen
         self._steps += 1
         if last or REPORT in agreed:
             self._report(progress)
@@ -95,8 +101,6 @@ class Loop:
         others = training.optimization.ema_others
         if others and (last or progress.every(max(1, training.images_seen // averages.TIMES))):
             averages.store(self.job.checkpoints, self._mark(seen), self.state.ema, member=self.member)
-        anchor = self._uncooled(seen) and not self._uncooled(seen + training.batch)
-        due = anchor or CHECKPOINT in agreed or progress.every(training.checkpoint_every)
         # Nothing is gained by a step that was bad, and retention would forget one from before it.
         if last or STOP in agreed or (due and self.guard.good(seen)):
             self._write(seen)
@@ -198,8 +202,14 @@ class Loop:
             **figures,
             "grad_norm": progress.grad_norm.item(),
             "lr": progress.lr,
+            "workers": self.member.world,
+            "restarts": self.member.attempt,
             **self.account.values(),
         }
+        if self._safe is not None:
+            values |= {"checkpoint_age": time.monotonic() - self._safe, "checkpoint_seconds": self._took}
+        if progress.rival_grad_norm is not None:
+            values["rival_grad_norm"] = progress.rival_grad_norm.item()
         if skipped := int(progress.skipped):
             values["skipped_steps"] = skipped
         if isinstance(self.task, Contested):
@@ -251,6 +261,12 @@ class Loop:
         self.member.event({"kind": "metrics", "step": images_seen, "values": values})
 
     def _write(self, images_seen: int) -> None:
+        begun = time.monotonic()
+
+        def safe() -> None:
+            self.account.saved(images_seen)
+            self._safe, self._took = begun, time.monotonic() - begun
+
         with self.account.spent("checkpoint"):
             self.account.saving(images_seen)
             mark = self._mark(images_seen)
@@ -259,7 +275,7 @@ class Loop:
                 # The task's own weights are there again before a checkpoint is read.
                 self.state.state_dict(frozen=False),
                 {"curve": self.curve, "world": self.member.world, **self.guard.state()},
-                done=lambda: self.account.saved(images_seen),
+                done=safe,
             )
         self._written, self._written_at = time.monotonic(), images_seen
 

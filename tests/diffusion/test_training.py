@@ -158,10 +158,13 @@ def test_a_rival_begins_late_at_its_own_rate_under_its_own_limit(start: int):
         assert progress.grad_norm.item() == pytest.approx(other.grad_norm.item())
         torch.testing.assert_close(module.own, alone.own)
         if progress.images_seen <= start:
+            assert progress.rival_grad_norm is None
             assert module.rival.weight.eq(0).all()
             assert not state.optimizers[0].state.get(module.rival.weight)
         elif progress.images_seen == start + BATCH:
             # AdamW's first step is as long as the learning rate
+            assert progress.rival_grad_norm is not None
+            assert progress.rival_grad_norm > 100  # before clipping, and none of the other's
             assert module.rival.weight.tolist()[0] == pytest.approx([0.25 * progress.lr] * 3, rel=1e-4)
     assert state.ema.state_dict().keys() == {"own"}
     into = Contest()
