@@ -77,6 +77,16 @@ class Blocks:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    def sizes(self) -> np.ndarray:
+        """Samples of each block, uint32."""
+        import numpy as np
+
+        found = np.empty(len(self), np.uint32)
+        for start in range(0, len(self), _PIECE):
+            first, end = self.of(np.arange(start, min(start + _PIECE, len(self))))
+            found[start : start + _PIECE] = end - first
+        return found
+
     def of(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First sample of each block, and the one behind its last."""
         import numpy as np
@@ -102,11 +112,7 @@ class BlockOrder:
         self.config, self.blocks, self.seed, self.epoch, self.cell = config, blocks, seed, epoch, cell
         self.length = int(blocks.bounds[-1])
         self._order = drawn(seed, epoch, len(blocks), cell).astype(np.uint32)
-        self._ends = np.empty(len(blocks), np.int64)
-        for start in range(0, len(blocks), _PIECE):
-            first, end = blocks.of(self._order[start : start + _PIECE].astype(np.int64))
-            self._ends[start : start + _PIECE] = end - first
-        np.cumsum(self._ends, out=self._ends)
+        self._ends = np.cumsum(blocks.sizes()[self._order], dtype=np.int64)
         self._stretches: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:

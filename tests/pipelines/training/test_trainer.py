@@ -268,7 +268,7 @@ def test_error_in_the_data_reaches_the_loop(inputs: dict[str, Any], tmp_path: Pa
     line = tiny.line(tmp_path / "line")
     shard = tmp_path / "line" / "latents" / "00001.tar"
     data = shard.read_bytes()
-    shard.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
+    shard.write_bytes(data[:700] + bytes([data[700] ^ 1]) + data[701:])  # in the first member
 
     with pytest.raises(ValueError, match="other bytes|cut short"):
         tiny.run(tiny.train(), tiny.session(tmp_path, line))

@@ -60,7 +60,7 @@ def unbroken(images: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """80 images, of which the last 48 against the discriminator, and the events."""
     session = tiny.session(tmp_path_factory.mktemp("unbroken"), {"images": images})
     patch = pytest.MonkeyPatch()
-    patch.setattr(trainer, "REPORT_SECONDS", 0.0)
+    patch.setattr(loop, "REPORT_SECONDS", 0.0)
     snapshot = tiny.run(stage(), session)
     patch.undo()
     return snapshot, session.events
