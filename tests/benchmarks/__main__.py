@@ -19,7 +19,6 @@ MODULES = (
     "verifying",
     "data",
     "duplicates",
-    "ratios",
     "encoding",
     "embedding",
     "text_storage",
@@ -31,6 +30,8 @@ MODULES = (
     "captioning",
     "verdict",
     "cluster",
+    "training",
+    "faults",
 )
 
 

@@ -1,0 +1,166 @@
+"""A training in which faults come as on large clusters: what they cost, by the training's own account.
+
+FAULT_MINUTES in the environment makes it shorter than 20 minutes for each rate of faults, and FAULT_SECONDS
+the interval between checkpoints shorter than 15 s.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.training.account import CATEGORIES, Tally, totals
+from tests.benchmarks.results import Result
+from tests.benchmarks.training import Trained, end, stepped
+
+SECONDS = 60 * float(os.environ.get("FAULT_MINUTES", "20"))
+INTERVAL = float(os.environ.get("FAULT_SECONDS", "15"))
+WORKERS = int(os.environ.get("FAULT_WORKERS", "1"))
+KINDS = ("worker killed", "worker stopped", "driver told to end", "driver killed")
+QUICK = {"LATENTMILL_HANG_SILENT": "10", "LATENTMILL_HANG_FLOOR": "20", "LATENTMILL_HANG_SLOW": "60"}
+"""After how many seconds a worker that does not answer is taken for hung: steps here take less than one."""
+
+
+@dataclass
+class Supervised:
+    """A command that somebody starts again whenever it ends, as a cluster's job controller does."""
+
+    trained: Trained
+    process: Any = None
+    faults: list[tuple[float, str]] = field(default_factory=list)
+    """When, by the wall clock, and which."""
+
+    def __enter__(self) -> Supervised:
+        self.process = self.trained.begin("ray", **QUICK)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end(self.process)
+
+    def look(self) -> None:
+        if self.process.poll() is not None:
+            self.process = self.trained.begin("ray", **QUICK)
+
+    def wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.look()
+            time.sleep(0.2)
+
+    def workers(self) -> list[Any]:
+        """Processes that train."""
+        import psutil
+
+        found = []
+        for process in _children(self.process.pid):
+            try:
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def training(self) -> bool:
+        """Whether the newest attempt has gone further than it began."""
+        attempts = self.trained.attempts()
+        newest = attempts[-1] if attempts else None
+        return newest is not None and newest.begun is not None and newest.images_seen > newest.begun
+
+    def strike(self, kind: str, chance: random.Random) -> None:
+        """As soon as there is somebody to strike."""
+        workers = self.workers()
+        while not workers and kind.startswith("worker"):
+            self.wait(0.5)
+            workers = self.workers()
+        self.look()
+        self.faults.append((time.time(), kind))
+        if kind == "worker killed":
+            chance.choice(workers).kill()
+        elif kind == "worker stopped":
+            chance.choice(workers).suspend()
+        else:
+            told = signal.SIGTERM if kind == "driver told to end" else signal.SIGKILL
+            os.kill(self.process.pid, told)
+
+
+def _children(pid: int) -> list[Any]:
+    import psutil
+
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def schedule(mean: float, seconds: float, seed: int) -> list[tuple[float, str]]:
+    """Seconds from one fault to the next, at random with that mean, and kinds in turn from a random one on:
+    every kind comes as often."""
+    chance, found, at = random.Random(seed), [], 0.0
+    first = chance.randrange(len(KINDS))
+    while True:
+        gap = chance.expovariate(1 / mean)
+        at += gap
+        if at > seconds:
+            return found
+        found.append((gap, KINDS[(first + len(found)) % len(KINDS)]))
+
+
+def restarts(faults: Sequence[tuple[float, str]], attempts: Sequence[Tally]) -> dict[str, list[float]]:
+    """Seconds from a fault to the end of the first new step, by kind; of faults that hit a restart, none."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for number, (at, kind) in enumerate(faults):
+        after = [stepped(t) for t in attempts if t.started > at and "step" in t.seconds]
+        following = faults[number + 1][0] if number + 1 < len(faults) else float("inf")
+        if after and after[0] < following:
+            found[kind].append(after[0] - at)
+    return found
+
+
+def bench_faults() -> Iterator[Result]:
+    """Goodput with faults 20 and 5 checkpoint intervals apart, beside what arithmetic makes of the restarts
+    that were measured on the way."""
+    for apart in (20, 5):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            trained = Trained(Path(folder), images_seen=10**9, checkpoint_seconds=INTERVAL, workers=WORKERS)
+            with Supervised(trained) as run:
+                while not run.training():
+                    run.wait(1.0)
+                chance, start = random.Random(apart), time.monotonic()
+                for gap, kind in schedule(apart * INTERVAL, SECONDS, seed=apart):
+                    run.wait(gap)
+                    run.strike(kind, chance)
+                run.wait(max(0.0, SECONDS - (time.monotonic() - start)))
+                while not run.training():
+                    run.wait(1.0)
+            yield judged(apart, run.faults, trained.attempts())
+
+
+def judged(apart: int, faults: Sequence[tuple[float, str]], attempts: Sequence[Tally]) -> Result:
+    """What the account says, beside the model 1 - (interval / 2 + restart) / mean time between faults."""
+    found, taken = totals(attempts), restarts(faults, attempts)
+    wall = sum(found.values())
+    each = [seconds for some in taken.values() for seconds in some]
+    restart, between = statistics.mean(each), wall / len(faults)
+    goodput, model = found["step"] / wall, 1 - (INTERVAL / 2 + restart) / between
+    kinds = ", ".join(f"{kind} {statistics.median(some):.1f} s" for kind, some in sorted(taken.items()))
+    spent = ", ".join(f"{found[name] / wall:.1%} {said}" for name, said in CATEGORIES.items() if found[name])
+    return Result(
+        name=f"train/goodput_faults_{apart}_intervals_apart",
+        value=goodput,
+        unit="share",
+        target=model - 0.05,
+        better="higher",
+        against=f"1 - ({INTERVAL:g} s / 2 + {restart:.1f} s) / {between:.0f} s = {model:.3f}",
+        n=len(faults),
+        note=f"{wall / 60:.0f} min, {len(attempts)} attempts; restarts: {kinds}; time: {spent}",
+        extra={"restarts": taken, "seconds": found},
+    )
