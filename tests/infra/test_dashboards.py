@@ -45,8 +45,29 @@ def test_prometheus_can_parse_every_query(dashboard: dict[str, Any], tmp_path):
     assert f"{len(panels)} rules found" in done.stdout
 
 
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool: apt-get install prometheus")
+def test_prometheus_accepts_the_alerts():
+    done = subprocess.run(
+        ["promtool", "check", "rules", COMPOSE / "rules.yml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{len(alerts())} rules found" in done.stdout
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((COMPOSE / "rules.yml").read_text())["groups"]
+    return group["rules"]
+
+
+def test_prometheus_is_given_the_alerts():
+    (file,) = yaml.safe_load((COMPOSE / "prometheus.yml").read_text())["rule_files"]
+    mounts = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]["prometheus"]["volumes"]
+    assert f"./rules.yml:{file}:ro" in mounts
+
+
 def test_every_metric_that_is_shown_is_made(dashboard: dict[str, Any]):
-    shown = {name for query in queries(dashboard) for name in re.findall(r"ray_(latentmill_\w+)", query)}
+    asked = [*queries(dashboard), *(alert["expr"] for alert in alerts())]
+    shown = {name for query in asked for name in re.findall(r"ray_(latentmill_\w+)", query)}
     files = [*(ROOT / "cluster").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")]
     made = {name for file in files for name in re.findall(r'"(latentmill_\w+)"', file.read_text())}
     assert shown
