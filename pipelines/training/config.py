@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.stage import execution
+
 
 @dataclass(frozen=True, kw_only=True)
 class DDPConfig:
@@ -46,9 +48,14 @@ class GuardConfig:
     """Gradient norm over its running typical value above which a step is bad, too; any is good if None."""
     rollbacks: int = 5
     """How often it may go back on account of about the same place before it gives up."""
+    replicas_every: int | None = execution(None)
+    """Images between two comparisons of the workers' weights, which are the same unless a machine errs; then
+    it goes back, and names the worker. With `ddp` only; weights are read twice more a step."""
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.rollbacks < 0:
             raise ValueError("guard.patience must be at least 1, and guard.rollbacks at least 0.")
+        if self.replicas_every is not None and self.replicas_every < 1:
+            raise ValueError(f"guard.replicas_every is {self.replicas_every}; it must be at least 1 image.")
         if self.spike is not None and self.spike <= 1:
             raise ValueError(f"guard.spike is {self.spike}; it must be above 1, 100 say.")

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.training.agreement import heard
+from pipelines.training.arriving import Arriving
 from pipelines.training.job import Training, uncooled
 from pipelines.training.journal import Entry, Journal, Place, decoded, encoded
+from pipelines.training.replicas import Replicas
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from cluster.gang import Member
     from cluster.storage import Storage
-    from diffusion.training import Progress
+    from diffusion.training import Progress, TrainingState
 
 LOOK = 8
 """Steps between two looks at what the device counts; each is at what was so one look before."""
@@ -30,31 +31,17 @@ class RollBack(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Harm:
-    """Bad steps in a row; places are images seen."""
+    """Bad steps in a row, or replicas that differ; places are images seen."""
 
     first: int
-    """Where the first began."""
+    """Where the first bad step began, or the replicas were last known to be equal."""
     last: int
-    """Where the last ended."""
+    """Where the last one ended, or they were found to differ."""
     reason: str
     near: tuple[Entry, ...]
     """Earlier rollbacks on account of about the same place, the newest first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Taken:
-    """Steps whose verdict is on its way from the device."""
-
-    places: list[int]
-    """Where each ended."""
-    counts: Tensor
-    """Bad steps until each, on the host once `copied`."""
-    copied: torch.cuda.Event | None
-
-    def read(self) -> list[int]:
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.counts.tolist()
+    replicas: tuple[int, ...] | None = None
+    """Ranks whose replica was damaged, as far as is known; None for bad steps."""
 
 
 class Guard:
@@ -80,7 +67,14 @@ class Guard:
         """Whether any step was good, so far as is known."""
         self._count = 0
         self._taken: list[tuple[int, Tensor]] = []
-        self._coming: list[_Taken] = []
+        self._coming: list[tuple[list[int], Arriving]] = []
+        self._replicas = None
+        self._equal = 0
+        """Where the replicas were last known to be equal."""
+        if self.config.replicas_every is not None and member.world > 1:
+            if training.parallel.kind != "ddp":
+                raise ValueError("guard.replicas_every compares whole replicas: leave it out, or use ddp.")
+            self._replicas = Replicas()
 
     def skipped(self, images_seen: int) -> bool:
         """Whether the batch that begins there is left out, on account of an earlier rollback."""
@@ -91,8 +85,9 @@ class Guard:
         leaves out, and another length that does may have written there."""
         return not any(entry.begin < images_seen < entry.end for entry in self.entries)
 
-    def restored(self, state: dict[str, Any], *, skipped: int) -> None:
+    def restored(self, state: dict[str, Any], *, images_seen: int, skipped: int) -> None:
         """The training goes on from a checkpoint with this `state`, and so many bad steps before it."""
+        self._equal = images_seen
         self._bad = [list(run) for run in state.get("guard", {}).get("bad", [])]
         self._good, self._count = True, skipped
 
@@ -106,14 +101,25 @@ class Guard:
         self._hear()
         return not self._bad or self._bad[-1][1] < images_seen
 
-    def step(self, progress: Progress) -> Harm | None:
+    def step(self, progress: Progress, state: TrainingState, *, due: bool = False) -> Harm | None:
         """What makes it necessary to go back, if anything does (`leave_out`).
+
+        Args:
+            due: whether a checkpoint is to be written now: none is before the replicas are known to be equal.
 
         Raises:
             ValueError: going back has not helped, or there is nothing to go back to.
         """
         self._taken.append((progress.images_seen, progress.skipped))
         number, last = progress.images_seen // self.batch, progress.images_seen >= self.training.images_seen
+        if self._replicas is not None:
+            self._replicas.stepped(state)
+            if due or last or progress.every(self.config.replicas_every):
+                self._replicas.see(progress.images_seen, state)
+            if due or last or number % LOOK == 0:
+                late = 0 if due or last else LOOK * self.batch
+                if (harm := self._compared(progress.images_seen - late)) is not None:
+                    return harm
         if number % LOOK and not last:
             return None
         # By places, not by what has arrived: a resumed training comes to the same verdict at the same step.
@@ -131,8 +137,8 @@ class Guard:
         """
         if self.member.rank:
             return RollBack()
-        begin = harm.first
-        if harm.near:
+        begin = harm.first if harm.replicas is None else harm.last
+        if harm.near and harm.replicas is None:
             reach = AROUND * self.config.patience * self.batch
             begin = max(0, min(entry.first for entry in harm.near) - (reach << (len(harm.near) - 1)))
         places = [place for place in self._journal.places(self._ours) if place <= harm.first]
@@ -144,6 +150,7 @@ class Guard:
             first=harm.first,
             last=harm.last,
             begin=max(begin, restart),
+            replicas=harm.replicas,
             end=harm.last,
             restart=restart,
             cooling=not uncooled(self.training, harm.last),
@@ -157,7 +164,12 @@ class Guard:
         self._hear()
         said: dict[str, Any] = {
             "bad": [list(run) for run in self._bad],
-            "left_out": [[entry.begin, entry.end, entry.reason] for entry in self.entries],
+            "left_out": [[e.begin, e.end, e.reason] for e in self.entries if e.replicas is None],
+            "replicas": [
+                {"images_seen": e.last, "ranks": list(e.replicas)}
+                for e in self.entries
+                if e.replicas is not None
+            ],
             "damaged": self.damaged,
         }
         said = {name: value for name, value in said.items() if value}
@@ -179,13 +191,7 @@ class Guard:
 
     def _harm(self, first: int, last: int) -> Harm:
         """ValueError where it is no use to go back."""
-        reach, begin = AROUND * self.config.patience * self.batch, first
-        near: list[Entry] = []
-        for entry in reversed(self.entries):
-            if entry.first - reach > last or begin - reach > entry.last:
-                break
-            near.append(entry)
-            begin = min(begin, entry.first)
+        near = self._near(first, last, compared=False)
         usual = "" if self.config.spike is None else f", at most {self.config.spike:g} times the usual one"
         reason = f"None of {(last - first) // self.batch} steps had a finite gradient{usual}"
         where, advice = f"(images {first:,} to {last:,})", "lower optimization.lr, or set optimization.clip."
@@ -193,7 +199,34 @@ class Guard:
             raise ValueError(f"{reason} {where}, and none before: {advice}")
         if len(near) >= self.config.rollbacks:
             raise ValueError(f"{reason} {where}, and going back {len(near)} times has not helped: {advice}")
-        return Harm(first=first, last=last, reason=reason, near=tuple(near))
+        return Harm(first=first, last=last, reason=reason, near=near)
+
+    def _compared(self, until: int) -> Harm | None:
+        """Replicas that differ; ValueError where they do so again and again."""
+        assert self._replicas is not None
+        for place, sums, ranks in self._replicas.until(until):
+            if len(set(sums)) > 1:
+                near = self._near(self._equal, place, compared=True)
+                who = f"those of rank {' and '.join(map(str, ranks))}" if ranks else "of which one's"
+                reason = f"At {place:,} images the ranks' weights differ: {who} were damaged"
+                if len(near) >= self.config.rollbacks:
+                    raise ValueError(f"{reason}, as {len(near)} times before: leave that machine out.")
+                return Harm(first=self._equal, last=place, reason=reason, near=near, replicas=tuple(ranks))
+            self._equal = place
+        return None
+
+    def _near(self, first: int, last: int, *, compared: bool) -> tuple[Entry, ...]:
+        """Earlier rollbacks on account of about the same place and for the same kind of reason, the newest
+        first."""
+        reach, near = AROUND * self.config.patience * self.batch, []
+        for entry in reversed(self.entries):
+            if (entry.replicas is not None) is not compared:
+                continue
+            if entry.first - reach > last or first - reach > entry.last:
+                break
+            near.append(entry)
+            first = min(first, entry.first)
+        return tuple(near)
 
     def _long(self, run: list[int], until: int) -> bool:
         """Whether there were too many in a row, as far as is to be known."""
@@ -205,13 +238,8 @@ class Guard:
             return
         import torch
 
-        counts, copied = torch.stack([count for _, count in self._taken]), None
-        if counts.is_cuda:
-            host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-            counts = host.copy_(counts, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-        self._coming.append(_Taken(places=[place for place, _ in self._taken], counts=counts, copied=copied))
+        counts = torch.stack([count for _, count in self._taken])
+        self._coming.append(([place for place, _ in self._taken], Arriving(counts)))
         self._taken.clear()
 
     def _hear(self, until: int | None = None) -> None:
@@ -219,9 +247,9 @@ class Guard:
         None."""
         if until is None:
             self._send()
-        while self._coming and (until is None or self._coming[0].places[0] <= until):
-            taken = self._coming.pop(0)
-            for place, count in zip(taken.places, taken.read(), strict=True):
+        while self._coming and (until is None or self._coming[0][0][0] <= until):
+            places, counts = self._coming.pop(0)
+            for place, count in zip(places, counts.read(), strict=True):
                 begin, bad = place - self.batch, count > self._count
                 self._count, self._good = count, self._good or not bad
                 if bad and self._bad and self._bad[-1][1] == begin:

@@ -44,6 +44,8 @@ class Entry:
     """Whether the learning rate was falling at `end`: then it binds only trainings of the same `target`."""
     target: int
     """`images_seen` at which the training that wrote it was to end."""
+    replicas: tuple[int, ...] | None = None
+    """Ranks whose weights were damaged, as far as is known, where that was the reason."""
 
     @property
     def said(self) -> str:
@@ -141,7 +143,7 @@ def encoded(entries: Sequence[Entry], damaged: Sequence[str]) -> bytes:
 
 def decoded(data: bytes) -> tuple[list[Entry], list[str]]:
     entries, damaged = json.loads(data)
-    return [Entry(**entry) for entry in entries], damaged
+    return [_entry(entry) for entry in entries], damaged
 
 
 def _parsed(data: bytes) -> Entry | None:
@@ -154,7 +156,12 @@ def _parsed(data: bytes) -> Entry | None:
     names = {field.name for field in dataclasses.fields(Entry)}
     if record.pop("format", None) != 1 or record.keys() != names:
         return None
-    return Entry(**record)
+    return _entry(record)
+
+
+def _entry(record: dict[str, Any]) -> Entry:
+    replicas = record["replicas"]
+    return Entry(**{**record, "replicas": replicas if replicas is None else tuple(replicas)})
 
 
 def _check(record: dict[str, Any]) -> str:

@@ -151,7 +151,7 @@ def _restore(job: Job, member: Member, guard: Guard, state: TrainingState) -> Ch
     )
     if found is not None:
         state.load_state_dict(found.tensors)
-        guard.restored(found.state, skipped=int(state.skipped))
+        guard.restored(found.state, images_seen=state.images_seen, skipped=int(state.skipped))
     return found
 
 

@@ -19,6 +19,7 @@ from pipelines.training.config import GuardConfig
 from pipelines.training.guard import LOOK, Guard, Harm
 from pipelines.training.job import Training
 from pipelines.training.journal import Entry, Journal
+from pipelines.training.replicas import checksum, odd
 from tests.pipelines.training import gangs
 
 BATCH = gangs.BATCH
@@ -37,6 +38,10 @@ def guard(folder: Path, notes: list[str] | None = None, **changes: Any) -> Guard
     return Guard(training(**changes), Storage.at(folder), member)
 
 
+STATE: Any = None
+"""Of the training; nothing asks for it where replicas are not compared."""
+
+
 def walk(guard: Guard, bad: set[int], *, begin: int = 0, skipped: int = 0, until: int = STEPS) -> Harm | None:
     """Steps by number from 0, of which some are bad, as `fit` would take them."""
     for step in range(begin, until):
@@ -51,7 +56,7 @@ def walk(guard: Guard, bad: set[int], *, begin: int = 0, skipped: int = 0, until
             lr=0.0,
             skipped=torch.tensor(skipped),
         )
-        harm = guard.step(progress)
+        harm = guard.step(progress, STATE)
         if harm is not None:
             return harm
     return None
@@ -93,7 +98,7 @@ def test_many_in_a_row_are_harm_soon_and_a_resumed_training_says_so_at_the_same_
         assert first.good(stop * BATCH) is (stop - 1 not in bad)
         state, count = json.loads(json.dumps(first.state())), sum(step < stop for step in bad)
         second = guard(tmp_path)
-        second.restored(state, skipped=count)
+        second.restored(state, images_seen=stop * BATCH, skipped=count)
         assert walk(second, bad, begin=stop, skipped=count) == harm
 
 
@@ -230,6 +235,24 @@ def damaged(step: int, who: int, folder: Path, by: float = torch.nan) -> Harms:
     return arrange
 
 
+def flipped(step: int, who: int, folder: Path) -> Harms:
+    """One bit of one rank's weights, once, after the step of that number: the last of a number's 23."""
+
+    def arrange(rank: int) -> None:
+        once, whole = folder / "flipped", loop.Loop.step
+
+        def harmed(self: loop.Loop, progress: Any) -> None:
+            whole(self, progress)
+            if rank == who and progress.images_seen == (step + 1) * BATCH and not once.exists():
+                once.touch()
+                weight = next(iter(self.state.module.parameters())).detach().view(torch.int32)
+                weight[step % 24, step % 4] ^= 1
+
+        loop.Loop.step = harmed
+
+    return arrange
+
+
 KINDS = ("data", "gradient", "loss", "weights", "shock", "range", "often")
 
 
@@ -283,11 +306,76 @@ def check(folder: Path, case: str) -> None:
     assert norms[0] == norms[1]
 
 
-def test_harm_on_one_rank_is_recovered_from_by_all(tmp_path: Path) -> None:
-    cases = [("gradient", 0), ("range", 1), ("shock", 2)]
-    gangs.afresh(f"test_guard.inject(folder, {cases})", tmp_path, timeout=280)
-    for kind, seed in cases:
-        check(tmp_path, f"{kind}-{seed}")
+FEW = [("range", 1), ("shock", 2)]
+
+
+@pytest.fixture(scope="module")
+def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the trainings of `make test` leave, all made by one process."""
+    folder = tmp_path_factory.mktemp("remains")
+    code = f"test_guard.inject(folder / 'injected', {FEW}); test_guard.flip(folder / 'flipped', 2, 1)"
+    gangs.afresh(code, folder, timeout=280)
+    return folder
+
+
+def test_harm_on_one_rank_is_recovered_from_by_all(remains: Path) -> None:
+    for kind, seed in FEW:
+        check(remains / "injected", f"{kind}-{seed}")
+
+
+COMPARED = GuardConfig(replicas_every=10 * BATCH)
+
+
+def flip(folder: Path, world: int, count: int) -> None:
+    """Trainings of which one rank's weights differ in a bit at some time."""
+    train = gangs.training(guard=COMPARED)
+    assert gangs.gang(world, folder / "clean", train) == [0] * world
+    for seed in range(count):
+        chance, broken = random.Random(seed), folder / f"{seed}"
+        broken.mkdir()
+        step, who = chance.randrange(10, 80), chance.randrange(world)
+        arrange = flipped(step, who, broken)
+        assert gangs.gang(world, broken, train, arrange=arrange) == [0] * world
+        (broken / "expected.json").write_text(json.dumps([step, who]))
+
+
+def check_flips(folder: Path, count: int) -> None:
+    clean = folder / "clean"
+    assert "guard" not in gangs.result(clean)  # no false alarm
+    for broken in (folder / f"{seed}" for seed in range(count)):
+        step, who = json.loads((broken / "expected.json").read_text())
+        (found,) = gangs.result(broken)["guard"]["replicas"]
+        # After the flip, at the next checkpoint or comparison.
+        assert (step + 1) * BATCH < found["images_seen"] <= (step + 1 + 10) * BATCH
+        assert found["ranks"] == [who]
+        weights = [(at / "output" / "weights.safetensors").read_bytes() for at in (broken, clean)]
+        assert weights[0] == weights[1]
+
+
+def test_a_flipped_bit_on_one_of_two_ranks_is_found_undone_and_laid_at_its_door(remains: Path) -> None:
+    check_flips(remains / "flipped", 1)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("world", [2, 3])
+def test_fifteen_flipped_bits(world: int, tmp_path: Path) -> None:
+    gangs.afresh(f"test_guard.flip(folder, {world}, 15)", tmp_path, timeout=1400)
+    check_flips(tmp_path, 15)
+
+
+def test_a_checksum_sees_every_single_bit() -> None:
+    tensors = {"a": torch.randn(5, 3), "b": torch.ones(4, dtype=torch.bfloat16), "n": torch.tensor(7)}
+    sums = {int(checksum(tensors))}
+    for name, kind in (("a", torch.int32), ("b", torch.int16), ("n", torch.int64)):
+        bits = tensors[name].view(kind).reshape(-1)
+        for bit in range(kind.itemsize * 8):
+            flipped = bits.clone()
+            flipped[-1] ^= torch.tensor(1, dtype=kind) << bit
+            sums.add(int(checksum({**tensors, name: flipped.view(tensors[name].dtype)})))
+    assert len(sums) == 1 + 32 + 16 + 64
+    assert odd([3, 3, 4, 3]) == [2]
+    assert odd([3, 4]) == []
 
 
 @pytest.mark.chaos

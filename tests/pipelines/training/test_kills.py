@@ -18,9 +18,6 @@ from pipelines.training.checkpoints import newest
 from tests.pipelines.training import gangs
 from tests.pipelines.training.test_guard import poisoned
 
-KILLS = 5
-"""Deaths of one training."""
-
 
 def die_in_step(step: int) -> None:
     """Between the forward pass and the optimizer's step, in the step of that number in this process."""
@@ -85,10 +82,10 @@ HARMFUL = poisoned(range(41, 53), 0)
 """A dozen batches that a training has to go back from, and leave out."""
 
 
-def killed(folder: Path, *, world: int, seed: int, harm: gangs.Arrange = harmless) -> None:
+def killed(folder: Path, *, world: int, seed: int, kills: int, harm: gangs.Arrange) -> None:
     """A training that dies at random places until it has died often enough, and then ends."""
     chance, deaths = random.Random(seed), []
-    while len(deaths) < KILLS:
+    while len(deaths) < kills:
         who, how = chance.randrange(world), chance.choice([die_in_step, die_after_step, die_in_write])
         how = die_in_delete if chance.random() < 0.15 else how
         who = 0 if how is die_in_delete else who
@@ -112,10 +109,12 @@ def killed(folder: Path, *, world: int, seed: int, harm: gangs.Arrange = harmles
     (folder / "deaths.txt").write_text("\n".join(f"{name} {number}" for name, number in deaths))
 
 
-def kill_all(folder: Path, world: int, trainings: int, harm: gangs.Arrange = harmless) -> None:
+def kill_all(
+    folder: Path, world: int, *, trainings: int = 1, kills: int = 3, harm: gangs.Arrange = harmless
+) -> None:
     assert gangs.gang(world, folder / f"{world}", gangs.training(), arrange=harm) == [0] * world
     for seed in range(trainings):
-        killed(folder / f"{world}-{seed}", world=world, seed=100 * world + seed, harm=harm)
+        killed(folder / f"{world}-{seed}", world=world, seed=100 * world + seed, kills=kills, harm=harm)
 
 
 def final(folder: Path) -> dict[str, str]:
@@ -150,8 +149,8 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the trainings of `make test` leave, all made by one process."""
     folder = tmp_path_factory.mktemp("remains")
     code = (
-        "test_kills.kill_all(folder / 'killed', 1, 1); test_kills.stop_all(folder / 'stopped', 1); "
-        "test_kills.kill_all(folder / 'killed', 2, 1, harm=test_kills.HARMFUL)"
+        "test_kills.kill_all(folder / 'killed', 1); test_kills.stop_all(folder / 'stopped', 1); "
+        "test_kills.kill_all(folder / 'killed', 2, harm=test_kills.HARMFUL)"
     )
     gangs.afresh(code, folder, timeout=280)
     return folder
@@ -160,14 +159,14 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_training_is_the_unbroken_one_to_the_bit(remains: Path) -> None:
     folder = remains / "killed"
     assert [place for place, _ in gangs.losses(folder / "1", 0)] == list(range(8, 801, 8))
-    assert check(folder / "1", folder / "1-0", 1) >= 3
+    assert check(folder / "1", folder / "1-0", 1) >= 2
 
 
 def test_so_is_one_that_had_to_go_back(remains: Path) -> None:
     folder = remains / "killed"
     ((begin, end, _),) = gangs.result(folder / "2")["guard"]["left_out"]
     assert (begin, end) == (41 * gangs.BATCH, 53 * gangs.BATCH)
-    assert check(folder / "2", folder / "2-0", 2) >= 3
+    assert check(folder / "2", folder / "2-0", 2) >= 2
 
 
 @pytest.mark.chaos
@@ -176,7 +175,7 @@ def test_so_is_one_that_had_to_go_back(remains: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_fifty_kills(world: int, harm: str, tmp_path: Path) -> None:
     trainings = 14 if harm == "harmless" else 4
-    code = f"test_kills.kill_all(folder, {world}, {trainings}, harm=test_kills.{harm})"
+    code = f"test_kills.kill_all(folder, {world}, trainings={trainings}, kills=5, harm=test_kills.{harm})"
     gangs.afresh(code, tmp_path, timeout=2900)
     survived = [check(tmp_path / f"{world}", tmp_path / f"{world}-{n}", world) for n in range(trainings)]
     assert sum(survived) >= (50 if harm == "harmless" else 12), survived
@@ -186,7 +185,7 @@ def stopped(folder: Path, *, world: int, seed: int) -> None:
     """Told to end at random steps, each time by a signal to one rank, until it is at its end."""
     chance, stops = random.Random(seed), 0
     while True:
-        who, step = chance.randrange(world), chance.randrange(1, 40)
+        who, step = chance.randrange(world), chance.randrange(1, 60)
 
         def arrange(rank: int, who: int = who, step: int = step) -> None:
             seen, losses = [], gangs.Toy.losses
@@ -233,5 +232,5 @@ def test_told_to_end_it_loses_no_step(remains: Path) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_told_to_end_twenty_times(tmp_path: Path) -> None:
-    gangs.afresh("test_kills.stop_all(folder, 7)", tmp_path, timeout=1400)
-    assert min(check_stops(tmp_path, 7).values()) >= 20
+    gangs.afresh("test_kills.stop_all(folder, 10)", tmp_path, timeout=1400)
+    assert min(check_stops(tmp_path, 10).values()) >= 20
