@@ -30,6 +30,7 @@ MODULES = (
     "captioning",
     "verdict",
     "cluster",
+    "checkpoints",
     "training",
     "faults",
 )
