@@ -63,7 +63,7 @@ class EMA:
         """After the step of `batch` images that brought the training to `images_seen`."""
         averaged = self.averages[self.widths[0]]
         parameters = [
-            sharding.local(p.detach()).float() for name, p in module.named_parameters() if name in averaged
+            sharding.local(p).detach().float() for name, p in module.named_parameters() if name in averaged
         ]
         for gamma, named in zip(self.exponents, self.averages.values(), strict=True):
             # Equation 2, with an image as the unit of time.
