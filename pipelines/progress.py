@@ -5,6 +5,7 @@ On a terminal the rows are redrawn in place; elsewhere each thing worth knowing 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -22,9 +23,24 @@ WINDOW = 20.0
 """Seconds over which a rate is taken."""
 PLAIN_EVERY = 15.0
 """Seconds between two progress lines of a stage where there is no terminal."""
-SHOWN_METRICS = 3
-HIDDEN_METRICS = ("grad_norm", "lr", "images_per_second", "badput_")
-"""Beginnings of their names. They stand in the report and in MLflow."""
+SHOWN_METRICS = 5
+FIRST = ("loss", "validation_loss", "kid", "goodput", "share_of_peak", "tflops", "skipped_steps")
+"""Metrics that come before others, in this order."""
+SHARES = ("goodput", "share_of_peak")
+HIDDEN_METRICS = (
+    "grad_norm",
+    "rival_grad_norm",
+    "lr",
+    "images_per_second",
+    "badput_",
+    "loss_by_time/",
+    "memory_gib",
+    "gpu_utilisation",
+    "workers",
+    "restarts",
+    "checkpoint_",
+)
+"""Names or their starts. They stand in the report, in MLflow and in Grafana."""
 PICTURE_LINES = 12
 
 
@@ -268,8 +284,15 @@ def status(row: StageRow, now: float) -> str:
         counts = row.counts() if row.total else ""
         return ", ".join(part for part in (counts, duration(row.ended - row.started)) if part)
     counts = row.counts() if row.samples else "starting"
-    metrics = "  ".join(f"{k} {number(v)}" for k, v in list(row.metrics.items())[:SHOWN_METRICS])
+    names = sorted(row.metrics, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    metrics = "  ".join(figure(name, row.metrics[name]) for name in names[:SHOWN_METRICS])
     return "  ".join(part for part in (counts, speed(row, now), metrics) if part)
+
+
+def figure(name: str, value: float) -> str:
+    """A metric in words: "loss 0.032", "goodput 94 %"."""
+    words = name.replace("_", " ")
+    return f"{words} {100 * value:.0f} %" if name in SHARES else f"{words} {number(value)}"
 
 
 def speed(row: StageRow, now: float) -> str:
@@ -291,6 +314,8 @@ def number(value: float | None) -> str:
     """1599 -> "1,599", 0.03217 -> "0.0322", 1234.5 -> "1,234"."""
     if value is None:
         return "?"
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) or abs(value) >= 1000:
         return f"{int(value):,}"
     return f"{value:.3g}"

@@ -118,6 +118,8 @@ def lineage(node: Node, depth: int = 0) -> Iterator[str]:
     told += [f"{counts['rejected']:,} rejected"] if counts.get("rejected") else []
     snapshot = manifest.get("snapshot") or {}
     told += [f"{snapshot['images_seen']:,} images seen"] if "images_seen" in snapshot else []
+    time = snapshot.get("time") or {}
+    told += [f"goodput {100 * time['goodput']:.0f} %"] if "goodput" in time else []
     if not manifest:
         told = ["not there any more"]
     elif node.again:

@@ -8,10 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipelines.progress import number
 from pipelines.report import charts, scores
 from pipelines.report.frames import figure, film
 from pipelines.report.gather import RunView, StageView
 
+GROUPS = {"loss_by_time/": "Loss by time: 0 is clean, 1 is noise", "badput_": "Time that led nowhere"}
+"""Starts of metrics that are one chart together, and its title."""
 STATES = {"waiting": "planned", "running": "running", "done": "finished", "failed": "failed"}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -151,17 +154,32 @@ def _learning(run: RunView) -> str:
     for stage in run.stages:
         if stage.kind not in ("train", "train_autoencoder"):
             continue
-        losses = {_words(key): list(line.items()) for key, line in stage.curves.items() if "loss" in key}
+        groups: dict[str, dict[str, list[tuple[float, float]]]] = {"": {}, **{start: {} for start in GROUPS}}
+        rest: dict[str, list[tuple[float, float]]] = {}
+        for key, line in stage.curves.items():
+            start = next((start for start in GROUPS if key.startswith(start)), "")
+            chosen = groups[start] if start or "loss" in key else rest
+            chosen[_words(key.removeprefix(start))] = list(line.items())
+        losses = groups.pop("")
         if losses:
             chart = charts.curves(losses, x="images seen")
-            parts.append(f'<div class="card"><h3>{escape(stage.name)}</h3>{chart}</div>')
-        rest = {key: line for key, line in stage.curves.items() if "loss" not in key and len(line) > 1}
-        if rest:
-            small = "".join(
-                charts.curves({_words(key): list(line.items())}, x="images seen", height=180)
-                for key, line in sorted(rest.items())
+            parts.append(
+                f'<div class="card"><h3>{escape(stage.name)}</h3>'
+                f'<p class="soft">{escape(_pace(stage))}</p>{chart}</div>'
             )
-            parts.append(f"<details><summary>{escape(stage.name)}: more curves</summary>{small}</details>")
+        small = [
+            f"<h4>{escape(GROUPS[start])}</h4>" + charts.curves(lines, x="images seen", height=220)
+            for start, lines in groups.items()
+            if lines
+        ]
+        small += [
+            charts.curves({name: line}, x="images seen", height=180)
+            for name, line in sorted(rest.items())
+            if len(line) > 1
+        ]
+        if small:
+            told = f"<summary>{escape(stage.name)}: more curves</summary>{''.join(small)}"
+            parts.append(f"<details>{told}</details>")
     return f"<h2>Learning</h2>{''.join(parts)}" if parts else ""
 
 
@@ -258,6 +276,16 @@ def duration(seconds: float) -> str:
 
 def _clock(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+def _pace(stage: StageView) -> str:
+    """How fast it learned at last, and how much of its time led anywhere."""
+    last = {key: line[max(line)] for key, line in stage.curves.items() if line}
+    units = {"images_per_second": "images/s", "tflops": "TFLOP/s a worker", "memory_gib": "GiB a worker"}
+    told = [f"{number(last[key])} {unit}" for key, unit in units.items() if key in last]
+    shares = {"share_of_peak": "of the GPU's peak", "goodput": "goodput"}
+    told += [f"{100 * last[key]:.0f} % {what}" for key, what in shares.items() if key in last]
+    return ", ".join(told)
 
 
 def _words(key: str) -> str:

@@ -48,6 +48,18 @@ def test_a_stage_without_progress_claims_no_rate() -> None:
     assert row.left(2.0) is None
 
 
+def test_a_row_says_first_what_matters_first() -> None:
+    board = Board({"train": StageRow("train")})
+    board.take(event("stage_start", 0.0))
+    board.take(event("progress", 1.0, done=8, total=80, unit="images"))
+    said = {"loss": 0.25, "loss_by_time/0.000-0.125": 9.0, "grad_norm": 9.0, "lr": 9.0, "memory_gib": 9.0}
+    said |= {"tflops": 31.46, "share_of_peak": 0.318, "goodput": 0.934, "badput_data": 9.0, "workers": 9.0}
+    board.take(event("metrics", 1.0, step=8, values={**said, "checkpoint_age": 9.0, "restarts": 9.0}))
+    board.take(event("metrics", 1.0, step=8, values={"kid": 12.5, "validation_loss": float("nan")}))
+    shown = progress.status(board.rows["train"], 1.0)
+    assert shown.endswith("  loss 0.25  validation loss nan  kid 12.5  goodput 93 %  share of peak 32 %")
+
+
 def test_the_board_follows_a_stage_from_start_to_end() -> None:
     console = Console(width=100, file=io.StringIO())
     board = Board(
