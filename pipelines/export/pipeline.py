@@ -85,7 +85,7 @@ def scheduling(network: DiffusersNetwork) -> dict[str, Any]:
         "_class_name": "DDIMScheduler",
         "clip_sample": False,
         "set_alpha_to_one": True,
-        "steps_offset": 0,
+        "steps_offset": 1,  # of no matter here, and what pipelines ask for
         "timestep_spacing": "trailing",
     }
 

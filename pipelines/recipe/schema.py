@@ -22,7 +22,7 @@ from pipelines.recipe.flags import Flag, FlagMapping
 from pipelines.recipe.spelling import near
 from pipelines.stage import Input
 
-PATH_FIELDS = ("path", "file")
+PATH_FIELDS = ("path", "file", "tokenizer")
 PINNED = re.compile(r"@[0-9a-f]{40}$")
 """How a model of the hub at a commit ends."""
 URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
