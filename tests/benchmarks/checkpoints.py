@@ -1,7 +1,7 @@
 """What a checkpoint costs a training, and how fast it is written and read again.
 
-A DiT of about 100 M parameters with AdamW and an average in fp32: 1.6 GB, which one rank writes; on a GPU where
-there is one. The share is that of the cadence that trainings have by default.
+A DiT of about 100 M parameters with AdamW and an average in fp32: 1.6 GB, which one rank writes; on a GPU
+where there is one. The share is that of the cadence that trainings have by default.
 """
 
 from __future__ import annotations

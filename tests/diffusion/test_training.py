@@ -197,6 +197,32 @@ def test_loading_copies():
     assert_same(saved(b), before)
 
 
+def test_what_is_not_trained_may_be_left_out_and_stays_as_it_is():
+    """Adapters on a network that is there again before they are loaded."""
+
+    def adapting() -> TrainingState:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = Network()
+        network.layers.requires_grad_(False)
+        return TrainingState.start(network, replace(OPTIMIZATION, ema_others=(0.2,)))
+
+    unbroken, resumed = adapting(), adapting()
+    for _ in train(unbroken, 10):
+        pass
+    kept = {name: t.clone() for name, t in unbroken.state_dict(frozen=False).items()}
+    assert not [name for name in kept if "layers" in name]
+    assert {"module.time.weight", "ema.time.weight", "ema.0.2/time.weight"} < kept.keys()
+
+    resumed.load_state_dict(kept)
+    for state in (unbroken, resumed):
+        for _ in train(state, 30):
+            pass
+    assert_same(saved(resumed), saved(unbroken))
+    with pytest.raises((ValueError, RuntimeError), match=r"time\.weight"):
+        resumed.load_state_dict({name: t for name, t in kept.items() if name != "module.time.weight"})
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_a_step_without_a_finite_gradient_changes_nothing_but_the_count(poison: float):
     state = start()

@@ -69,7 +69,7 @@ class HostMemory:
 
     def _view(self) -> memoryview:
         assert self._memory is not None
-        return memoryview(self._memory.numpy())
+        return self._memory.numpy().data
 
     def _enough(self, size: int, *, locked: bool) -> Tensor:
         import torch
