@@ -1,11 +1,13 @@
-"""Gangs that lose machines, workers and drivers, on clusters of several raylets; the order stays exact."""
+"""Gangs that lose machines, workers and drivers, on clusters of several raylets; the order stays exact.
+
+On a machine that has nothing else to do ten minutes; Ray's processes spend theirs on importing torch.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from cluster.resources import Resources
 from cluster.session import SETTINGS, RaySession
 from tests.cluster import gangs
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3600)]
 LOSSES = int(os.environ.get("LATENTMILL_TEST_LOSSES", "10"))
 QUICK = {
     **SETTINGS,
@@ -82,7 +84,9 @@ class Training:
         self.events: list[dict[str, Any]] = []
         self.told: list[Any] = []
         self.executor = RayExecutor(RaySession(dashboard=False))
-        self.thread = threading.Thread(target=self._run, args=(resources, {"folder": str(folder), **config}))
+        self.thread = threading.Thread(
+            target=self._run, args=(resources, {"folder": str(folder), **config}), daemon=True
+        )
         self.thread.start()
 
     def _run(self, resources: Resources, config: dict[str, Any]) -> None:
@@ -102,7 +106,7 @@ class Training:
         whole = [json.loads(line) for line in lines if line.endswith("}")]
         return sum(world is None or line["world"] == world for line in whole)
 
-    def until(self, there: Callable[[], bool], what: str, *, seconds: float = 240.0) -> None:
+    def until(self, there: Callable[[], bool], what: str, *, seconds: float = 600.0) -> None:
         end = time.monotonic() + seconds
         while not there():
             assert not self.told, f"ended before {what}: {self.told}"
@@ -113,7 +117,7 @@ class Training:
         begun = self.steps(world)
         self.until(lambda: self.steps(world) >= begun + steps, what)
 
-    def end(self, seconds: float = 300.0) -> dict[str, Any]:
+    def end(self, seconds: float = 900.0) -> dict[str, Any]:
         self.thread.join(seconds)
         assert self.told, "it did not end"
         if isinstance(self.told[0], BaseException):
@@ -139,7 +143,7 @@ def test_ten_machines_are_lost_and_come_back(machines: Machines, tmp_path: Path)
         training.more(6, 2, f"steps of two workers after loss {loss + 1}")
     done = max(json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines())
     training.executor.paused.set()
-    training.thread.join(120)
+    training.thread.join(300)
     assert "are safe" in str(training.told[0])
     finished = Training(tmp_path, resources=elastic, steps=done + 20, pause=0.0, every=5)
     assert finished.end()["steps"] == done + 20
@@ -188,19 +192,16 @@ def test_a_machine_that_will_be_taken_away_is_left_with_a_checkpoint(
     machines.add()
     training.more(6, 2, "steps of two workers")
     training.executor.paused.set()
-    training.thread.join(120)
+    training.thread.join(300)
     lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == list(range(len(lines)))
     gangs.check(tmp_path, len(lines))
 
 
-def drive(folder: Path, steps: int, address: str | None = None) -> subprocess.Popen[str]:
-    """A driver's process, on that cluster or on one of its own."""
+def drive(folder: Path, steps: int, address: str) -> subprocess.Popen[str]:
+    """A driver's process on that cluster."""
     command = [sys.executable, "-m", "tests.cluster.driver", str(folder), str(steps), "0.1"]
-    env = {**os.environ, **QUICK, "PYTHONPATH": str(Path(__file__).parents[2])}
-    env.pop("RAY_ADDRESS", None)
-    if address:
-        env["RAY_ADDRESS"] = address
+    env = {**os.environ, **QUICK, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_ADDRESS": address}
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -211,7 +212,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def await_steps(folder: Path, steps: int, driver: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     while len(steps_of(folder)) < steps:
         assert driver.poll() is None, driver.communicate()[1][-2000:]
         assert time.monotonic() < end
@@ -221,7 +222,8 @@ def await_steps(folder: Path, steps: int, driver: subprocess.Popen[str]) -> None
 def test_a_killed_drivers_workers_write_no_more_and_the_next_one_goes_on(
     machines: Machines, tmp_path: Path
 ) -> None:
-    driver = drive(tmp_path, 100_000, machines.cluster.address)
+    address = str(machines.cluster.address)
+    driver = drive(tmp_path, 100_000, address)
     await_steps(tmp_path, 10, driver)
     driver.kill()
     driver.wait()
@@ -231,25 +233,5 @@ def test_a_killed_drivers_workers_write_no_more_and_the_next_one_goes_on(
         assert time.monotonic() < end, "the dead driver's workers are still there"
         time.sleep(0.1)
     done = len(steps_of(tmp_path))
-    assert drive(tmp_path, done + 10, machines.cluster.address).wait(300) == 0
+    assert drive(tmp_path, done + 10, address).wait(900) == 0
     gangs.check(tmp_path, done + 10)
-
-
-def test_a_driver_that_is_told_to_end_says_so_and_goes_on_from_its_last_step(tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
-        folder = Path(short)
-        (folder / "ray").mkdir()
-
-        driver = drive(folder, 100_000)
-        await_steps(folder, 10, driver)
-        told = time.monotonic()
-        driver.send_signal(signal.SIGTERM)
-        _, said = driver.communicate(timeout=120)
-        print(f"\nfrom SIGTERM to the end: {time.monotonic() - told:.1f} s")
-        assert driver.returncode == 75, said[-2000:]
-        assert "which are safe: run again to go on." in said
-        done = len(steps_of(folder))
-        assert json.loads((folder / "checkpoint.json").read_text()) == {"step": done}
-        assert drive(folder, done + 10).wait(300) == 0
-        assert steps_of(folder) == list(range(done + 10))  # no step twice
-        gangs.check(folder, done + 10)
