@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from cluster.gang import Member
 from cluster.storage import Storage
 from diffusion.config import OptimizationConfig
-from diffusion.training import Progress
+from diffusion.training import Progress, TrainingState, fit
 from pipelines.training import loop
 from pipelines.training.config import GuardConfig
 from pipelines.training.guard import LOOK, Guard, Harm
@@ -100,6 +101,41 @@ def test_many_in_a_row_are_harm_soon_and_a_resumed_training_says_so_at_the_same_
         second = guard(tmp_path)
         second.restored(state, images_seen=stop * BATCH, skipped=count)
         assert walk(second, bad, begin=stop, skipped=count) == harm
+
+
+def test_between_two_looks_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(len(self)) or tolist(self))
+    for name in ("item", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("this waits for the device"))
+    assert walk(guard(tmp_path), {3}, until=10 * LOOK) is None
+    assert reads == [LOOK] * 9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_not_waited_for(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    module = torch.nn.Linear(4, 4).to(device)
+    state = TrainingState.start(module, LEARNS, spike=50.0)
+    x = torch.randn(BATCH, 4, device=device)
+    steps = fit(
+        state,
+        itertools.repeat(None),
+        lambda _: module(x).square().mean(1),
+        optimization=LEARNS,
+        batch=BATCH,
+        target_images=STEPS * BATCH,
+    )
+    watching = guard(tmp_path)
+    watching.step(next(steps), state)  # the optimizer makes its state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert all(watching.step(next(steps), state) is None for _ in range(STEPS - 1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watching.facts() == {}
 
 
 def test_the_last_steps_are_looked_at_too(tmp_path: Path) -> None:
