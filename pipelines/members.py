@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from cluster.storage import LocalStorage
+from cluster.storage import LocalStorage, check_name
 from pipelines.dataset import Dataset
 from pipelines.shard_cache import WHOLE, OpenFiles, ShardCache
 from pipelines.shard_index import ShardInfo
@@ -52,6 +52,7 @@ class Members:
         if isinstance(dataset, View):
             return from_index(dataset.index(shard))
         info = dataset.info(shard)
+        check_name(f"{shard}.tar")  # once for all its reads
         if self.cache is None:
             try:
                 return spans_of(dataset.storage, info, dataset.storage.read(name))
@@ -119,7 +120,7 @@ class Members:
         for _ in range(2):
             try:
                 if isinstance(storage, LocalStorage):
-                    data = self._files.get(storage.local(name)).read(offset, size)
+                    data = self._files.get(f"{storage.url}/{name}").read(offset, size)
                 elif around is None or self.cache is None:
                     data = storage.read_range(name, offset, size)
                 else:

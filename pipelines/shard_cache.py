@@ -55,7 +55,7 @@ class CacheConfig:
 class OpenFile:
     """A file that closes itself once nobody reads it any more, whoever was the last."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.handle = -1
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -73,10 +73,10 @@ class OpenFiles:
 
     def __init__(self, most: int = 256) -> None:
         self.most = most
-        self._open: OrderedDict[Path, OpenFile] = OrderedDict()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path) -> OpenFile:
+    def get(self, path: str) -> OpenFile:
         """`FileNotFoundError` if there is none."""
         with self._lock:
             file = self._open.get(path)
@@ -90,7 +90,7 @@ class OpenFiles:
                 self._open.popitem(last=False)
         return file
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: str) -> None:
         with self._lock:
             self._open.pop(path, None)
 
@@ -124,11 +124,11 @@ class ShardCache:
         offset, size = part[0] - span[0], part[1]
         for _ in range(2):
             try:
-                data = self._files.get(path).read(offset, size)
+                data = self._files.get(str(path)).read(offset, size)
             except FileNotFoundError:
                 self._fetch(storage, name, span, path)
                 with contextlib.suppress(FileNotFoundError):  # evicted already: the cache is too small
-                    return self._files.get(path).read(offset, size)
+                    return self._files.get(str(path)).read(offset, size)
                 return _ranged(storage, name, *part)
             if len(data) == size:
                 self._note(path)
@@ -169,7 +169,7 @@ class ShardCache:
         return self.folder / key[:2] / key
 
     def _drop(self, path: Path) -> None:
-        self._files.forget(path)
+        self._files.forget(str(path))
         path.unlink(missing_ok=True)
 
     def _note(self, path: Path) -> None:

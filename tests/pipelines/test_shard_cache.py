@@ -153,7 +153,7 @@ def test_it_keeps_its_size_and_what_was_used_last(remote: Remote, tmp_path: Path
     assert remote.reads == 60
     # A file that is open when it is evicted is read to its end.
     entry = one._path(remote, "a.tar", "v", first)
-    file = one._files.get(entry)
+    file = one._files.get(str(entry))
     entry.unlink()
     assert file.read(10, 5) == DATA[10:15]
 

@@ -95,6 +95,7 @@ class Rows:
         self._loading: dict[int, threading.Lock] = {}
         self.starts = self._counted()
         """Number of each shard's first row, and at last how many there are; int64."""
+        self._length = int(self.starts[-1])
         if not len(self) and not optional:
             wanted = ", ".join(f"{column} of {name}" for name, column in required.items())
             raise ValueError(f"The {split} split has no sample with {wanted}.")
@@ -104,7 +105,7 @@ class Rows:
                 reader.neighbours = False  # all are mixed at once, and more than the cache holds
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self._length
 
     def place(self, number: int) -> tuple[str, int]:
         """Shard of a row, and which of its rows it is."""
@@ -182,8 +183,8 @@ class Rows:
 
     def _where(self, number: int) -> tuple[int, int]:
         """Number of a row's shard, and its place among those of the shard that count."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"There is no row {number} of {len(self)}.")
+        if not 0 <= number < self._length:
+            raise IndexError(f"There is no row {number} of {self._length}.")
         n = int(np.searchsorted(self.starts, number, side="right")) - 1
         return n, number - int(self.starts[n])
 
