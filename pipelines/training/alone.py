@@ -79,7 +79,7 @@ class Call:
     def __init__(self) -> None:
         import torch.distributed
 
-        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._group: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     def exchange(self, place: int = END, lease: int = 0) -> tuple[int, int]:
         """What rank 0 said: the place of a stage in the plan, and the number of its lease."""

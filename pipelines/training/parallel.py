@@ -55,7 +55,8 @@ def grouped(config: ParallelConfig, member: Member, device: torch.device) -> Ite
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         yield
     finally:

@@ -32,6 +32,7 @@ MODULES = (
     "cluster",
     "checkpoints",
     "training",
+    "parallel",
     "faults",
 )
 

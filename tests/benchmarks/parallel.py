@@ -163,7 +163,7 @@ def _rank(rank: int, world: int, folder: str, training: Any) -> None:
 
     torch.set_num_threads(1)
     top = Path(folder)
-    inputs = {n: Dataset.open(Storage.at(top / n)) for n in ("latents", "images")}
+    inputs: dict[str, Any] = {n: Dataset.open(Storage.at(top / n)) for n in ("latents", "images")}
     inputs["autoencoder"] = SnapshotFolder.open(Storage.at(top / "autoencoder"))
     if world > 1:
         import torch.distributed
@@ -310,14 +310,7 @@ def bench_parallel_gpu() -> Iterator[Result]:
 
 
 def on_one(
-    name: str,
-    config: DiTConfig,
-    *,
-    batch: int,
-    side: int,
-    classes: int,
-    seconds: float,
-    accelerated: bool,
+    name: str, config: DiTConfig, *, batch: int, side: int, classes: int, seconds: float, accelerated: bool
 ) -> Iterator[Result]:
     """The same of any network and device: the bare loop, then the worker on one replica, sharded, and with
     activations made again."""

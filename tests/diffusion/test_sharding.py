@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion.config import OptimizationConfig
-from diffusion.sharding import gathered, sharded
+from diffusion.conditioning import Conditioning
+from diffusion.config import DiTConfig, OptimizationConfig
+from diffusion.sharding import gathered, shard, sharded, whole
 from diffusion.training import TrainingState, fit
 
 BATCH, STEPS = 10, 6
@@ -156,3 +158,46 @@ def test_pieces_talk_once_a_step_to_the_same_end(two: list[dict[str, Any]]):
     assert [rank[case]["talks"].item() for rank in two for case in ("whole", "pieces")] == [STEPS] * 4
     whole, pieces = (two[0][case]["state"] for case in ("whole", "pieces"))
     torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=2e-6)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process."""
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_what_is_gathered_in_bfloat16_is_what_autocast_makes(alone: None) -> None:
+    """Gains of 1 are as good in bf16, so that the outputs are the same bits; weights and gradients stay."""
+    x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, told = torch.tensor([0.1, 0.501, 0.93]), Conditioning(label=torch.arange(3), classes=3)
+
+    def answer(module: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x, t, told)
+        y.float().square().mean().backward()
+        return y.detach(), {n: whole(p.grad) for n, p in module.named_parameters()}
+
+    def equal() -> nn.Module:
+        torch.manual_seed(0)
+        made = DiTConfig(width=16, depth=3, heads=2, norm="rms").build(channels=2, size=8, classes=3)
+        for parameter in made.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        for module in made.modules():
+            if isinstance(module, nn.RMSNorm) and module.weight is not None:
+                nn.init.ones_(module.weight)
+        return made
+
+    (y, gradients), cut = answer(equal()), equal()
+    dtypes: list[torch.dtype] = []
+    block: Any = cut.blocks[1]  # pyright: ignore[reportIndexIssue]
+    block.mlp.register_forward_hook(lambda mlp, *_: dtypes.append(mlp.inner.weight.dtype))
+    shard(cut, gathered=torch.bfloat16)
+    mine, theirs = answer(cut)
+    assert torch.equal(mine, y)
+    assert dtypes == [torch.bfloat16]
+    assert {p.dtype for p in cut.parameters()} == {g.dtype for g in theirs.values()} == {torch.float32}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=2e-2, atol=1e-3 * gradient.abs().max().item())

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -31,9 +30,8 @@ from diffusion.training import Rival, TrainingState, fit
 from pipelines.stream import TrainingStream
 from pipelines.training import parallel
 from pipelines.training.config import DDPConfig, FSDPConfig, ParallelConfig
-from pipelines.training.pinning import mapped, pinned
 from tests.pipelines import tiny
-from tests.pipelines.training.test_trainer import gang, import_all
+from tests.pipelines.training.test_trainer import import_all
 
 STEPS, BATCH = 3, 11  # a batch that no number of workers divides
 ADAMW = OptimizationConfig(lr=3e-3, warmup=16, clip=0.5, ema=0.1, ema_others=(0.05,))
@@ -294,37 +292,6 @@ def test_a_group_is_made_where_one_is_needed_and_missing() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_what_is_gathered_in_bfloat16_is_what_autocast_makes(group: Member) -> None:
-    """Gains of 1 are as good in bf16, so that the outputs are the same bits; weights and gradients stay."""
-    x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    t, told = torch.tensor([0.1, 0.501, 0.93]), Conditioning(label=torch.arange(3), classes=3)
-
-    def answer(module: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        with torch.autocast("cpu", torch.bfloat16):
-            y = module(x, t, told)
-        y.float().square().mean().backward()
-        return y.detach(), {n: sharding.whole(p.grad) for n, p in module.named_parameters()}
-
-    def equal() -> nn.Module:
-        made = network(norm="rms")
-        for module in made.modules():
-            if isinstance(module, nn.RMSNorm) and module.weight is not None:
-                nn.init.ones_(module.weight)
-        return made
-
-    (y, gradients), cut = answer(equal()), equal()
-    dtypes: list[torch.dtype] = []
-    block: Any = cut.blocks[1]  # pyright: ignore[reportIndexIssue]
-    block.mlp.register_forward_hook(lambda mlp, *_: dtypes.append(mlp.inner.weight.dtype))
-    sharding.shard(cut, gathered=torch.bfloat16)
-    mine, theirs = answer(cut)
-    assert torch.equal(mine, y)
-    assert dtypes == [torch.bfloat16]
-    assert {p.dtype for p in cut.parameters()} == {g.dtype for g in theirs.values()} == {torch.float32}
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(theirs[name], gradient, rtol=2e-2, atol=1e-3 * gradient.abs().max().item())
-
-
 def test_a_module_that_taps_another_is_cut_in_one(group: Member) -> None:
     """The projector of aligned features, around the network whose blocks are found inside."""
     x, t = torch.randn(2, 2, 8, 8), torch.tensor([0.2, 0.8])
@@ -389,73 +356,3 @@ def test_each_worker_has_the_gpu_of_its_place_on_the_machine(monkeypatch: pytest
     assert parallel.device(member, accelerated=True) == torch.device("cuda", 2)
     assert chosen == [torch.device("cuda", 2)]
     assert parallel.device(member, accelerated=False) == CPU
-
-
-def test_all_tensors_of_a_share_are_pinned(remains: Path) -> None:
-    stage = tiny.train(tokens=0.5)
-    share = stage.task(tiny.line(remains / "again"), CPU, 1).share(np.arange(8), np.arange(8))
-    assert pinned(share, CPU) is share
-    seen: list[torch.Tensor] = []
-
-    def double(tensor: torch.Tensor) -> torch.Tensor:
-        seen.append(tensor)
-        return tensor + tensor if tensor.dtype.is_floating_point else tensor.clone()
-
-    again = mapped(share, double)
-    told = share.conditioning
-    mine = [share.latents, share.noise, share.t, told.text, told.mask, told.pooled, told.label, told.route]
-    assert {id(tensor) for tensor in seen} == {id(tensor) for tensor in mine}
-    assert torch.equal(again.latents, 2 * share.latents)
-    assert torch.equal(again.conditioning.text, 2 * told.text)
-    assert again.conditioning.classes == told.classes
-
-
-def snapshot(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "output" / "denoiser.safetensors")
-
-
-def test_the_stage_shards_on_one_worker_without_a_group(tmp_path: Path) -> None:
-    """To the same bits, and from the same checkpoints."""
-    line = tiny.line(tmp_path / "line")
-    half: dict[str, Any] = {"images_seen": 32, "validate_every": 32, "samples_every": 32}
-    tiny.run(tiny.train(**half, parallel=FSDP, recompute=True), tiny.session(tmp_path / "fsdp", line))
-    tiny.run(tiny.train(**half), tiny.session(tmp_path / "ddp", line))
-    one, two = snapshot(tmp_path / "fsdp"), snapshot(tmp_path / "ddp")
-    assert one.keys() == two.keys()
-    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-
-    longer = {**half, "images_seen": 64}
-    session = tiny.session(tmp_path / "fsdp", line, lease=2)
-    tiny.run(tiny.train(**longer), session)
-    assert "Continues from 32 images." in [e["text"] for e in session.events if e["kind"] == "note"]
-    tiny.run(tiny.train(**longer, parallel=FSDP), tiny.session(tmp_path / "ddp", line, lease=2))
-    one, two = snapshot(tmp_path / "fsdp"), snapshot(tmp_path / "ddp")
-    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-
-
-def stages(folder: str) -> None:
-    torch.set_num_threads(1)
-    import_all()
-    importlib.import_module("torch.distributed.fsdp")
-    line, top = tiny.line(Path(folder) / "line"), Path(folder)
-    said: dict[str, Any] = {"images_seen": 64, "checkpoint_every": 16, "optimization": ADAMW}
-    ddp, fsdp = tiny.train(**said), tiny.train(**said, parallel=FSDP)
-    hybrid = tiny.train(**said, parallel=HYBRID)
-    gang(2, top / "ddp", line, ddp)
-    gang(2, top / "fsdp", line, fsdp)
-    for name, again, world in (("broken", fsdp, 2), ("fewer", ddp, 1), ("more", hybrid, 4)):
-        gang(2, top / name, line, fsdp, dies_at=32)
-        gang(world, top / name, line, again)
-
-
-@pytest.mark.slow
-def test_sharded_stages_stop_and_go_on_in_any_layout(tmp_path: Path) -> None:
-    """On as many workers to the same bits; on fewer that do not shard, or on more, to the same result."""
-    code = f"from tests.pipelines.training import test_parallel as t; t.stages({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    unbroken = snapshot(tmp_path / "fsdp")
-    assert all(torch.equal(tensor, unbroken[n]) for n, tensor in snapshot(tmp_path / "broken").items())
-    for name in ("ddp", "fewer", "more"):
-        for key, tensor in snapshot(tmp_path / name).items():
-            torch.testing.assert_close(tensor.float(), unbroken[key].float(), rtol=2e-2, atol=2e-3)
