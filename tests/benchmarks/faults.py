@@ -25,7 +25,10 @@ from tests.benchmarks.training import Trained, end, stepped
 SECONDS = 60 * float(os.environ.get("FAULT_MINUTES", "20"))
 INTERVAL = float(os.environ.get("FAULT_SECONDS", "15"))
 WORKERS = int(os.environ.get("FAULT_WORKERS", "1"))
-KINDS = ("worker killed", "worker stopped", "driver told to end", "driver killed")
+EXECUTOR = os.environ.get("FAULT_EXECUTOR", "ray")
+KINDS = ("driver told to end", "driver killed", "worker killed", "worker stopped")[
+    : 4 if EXECUTOR == "ray" else 2
+]
 QUICK = {"LATENTMILL_HANG_SILENT": "10", "LATENTMILL_HANG_FLOOR": "20", "LATENTMILL_HANG_SLOW": "60"}
 """After how many seconds a worker that does not answer is taken for hung: steps here take less than one."""
 
@@ -40,7 +43,7 @@ class Supervised:
     """When, by the wall clock, and which."""
 
     def __enter__(self) -> Supervised:
-        self.process = self.trained.begin("ray", **QUICK)
+        self.process = self.trained.begin(EXECUTOR, **QUICK)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +51,7 @@ class Supervised:
 
     def look(self) -> None:
         if self.process.poll() is not None:
-            self.process = self.trained.begin("ray", **QUICK)
+            self.process = self.trained.begin(EXECUTOR, **QUICK)
 
     def wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds

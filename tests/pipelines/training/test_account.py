@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,33 @@ def test_whatever_happens_the_parts_are_the_whole(storage: Storage, seed: int) -
         if draw.random() < 0.3:
             kept.close()
         clock.pass_(draw.randrange(60))
+
+
+@pytest.mark.parametrize("apart", [20, 5])
+def test_goodput_under_faults_is_what_arithmetic_says(
+    storage: Storage, apart: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills at random, a checkpoint each 15 s, 10 s until the next attempt steps: what is lost is 15 / 2 + 10
+    over the mean time between failures."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    draw, clock, safe, faults, last = random.Random(apart), Clock(), 0, 40, None
+    for _ in range(faults):
+        last = begin(storage, clock, target=10**9)
+        clock.pass_(4)
+        last.restored(safe)
+        place, dies = safe, round(draw.expovariate(1 / (15 * apart)))
+        for seconds in range(3, dies, 3):
+            place += 1
+            steps(last, clock, range(place, place + 1), seconds=3)
+            settled(last)
+            if seconds % 15 == 0:
+                save(last, clock, place, stall=0)
+                safe = place
+        clock.pass_(6)
+    assert last is not None
+    found, wall = last.totals(), clock.now - 1_000_000
+    assert sum(found.values()) == pytest.approx(wall)
+    assert found["step"] / wall == pytest.approx(1 - (15 / 2 + 10) / (wall / faults), abs=0.03)
 
 
 def test_it_is_said_in_a_line() -> None:
