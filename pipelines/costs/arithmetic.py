@@ -7,6 +7,7 @@ activations and other work in proportion to the activations are left out: a few 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusion.config import (
     AutoencoderConfig,
@@ -77,6 +78,13 @@ def network(
         up = convolution(here, 3, 2 * wide, wide) + second + modulation + convolution(here, 1, 2 * wide, wide)
         total += (down + up).times(config.blocks)
     return total + convolution(side, 3, widths[0], channels * config.stem**2)
+
+
+def pretrained(config: Any, parameters: int, *, size: int) -> Work:
+    """A denoiser of diffusers on latents of a side, by its parameters alone: a transformer's are used once a
+    patch, a UNet's about once in twelve latents, as in Stable Diffusion's."""
+    places = size * size / (config.multiple**2 if config.transformer else 12)
+    return Work(flops=2.0 * parameters * places, parameters=parameters)
 
 
 def _transformer(

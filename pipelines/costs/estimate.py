@@ -18,7 +18,7 @@ from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network
 from pipelines.costs.captioning import captioning
 from pipelines.costs.columns import array, member
 from pipelines.costs.cost import Cost, Costs, Size
-from pipelines.costs.known import foreign, known, spent
+from pipelines.costs.known import foreign, known, named, spent
 from pipelines.costs.measuring import Measuring, What
 from pipelines.costs.rates import CORE, Device, Kind
 from pipelines.runner.artifacts import Source
@@ -75,9 +75,9 @@ class _Estimate:
     """The same."""
 
     def stage(self, planned: PlannedStage) -> Cost:
-        for source in planned.sources.values():
-            if source is not None and source.reference not in self.sizes:
-                self.sizes[source.reference] = known(Size(), source.open().manifest)
+        for name, source in planned.sources.items():
+            if source is not None and (reference := named(name, source.reference)) not in self.sizes:
+                self.sizes[reference] = known(Size(), source.open().manifest)
         kind, supposed = planned.stage.name(), len(self.assumptions)
         self.done, self.name = planned.state == "done", planned.name
         reckon: Callable[[Any], tuple[Size, Cost]] | None = getattr(self, f"_{kind}", None)
@@ -286,9 +286,12 @@ class _Estimate:
             tokens=rates.TOKENS if text.text_width else 0,
             low_channels=channels if low else 0,
         )
+        if stage.denoiser is not None:
+            of = self._of(named("denoiser", stage.denoiser.path)).denoiser
+            work = replace(of, flops=of.flops * size * size)
         own = replace(through, side=latents.side, denoiser=work, latents=latents.latents)
         seconds = 0.0
-        if not low:
+        if not low and stage.denoiser is None:
             given = {"channels": channels, "size": size, "classes": images.classes, "tokens": rates.TOKENS}
             given |= {"text_width": text.text_width, "batch": stage.batch, "precision": stage.precision}
             seconds = self._measured(stage, "denoising", stage.network, train=True, **given)

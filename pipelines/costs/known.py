@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.storage import Storage
 from pipelines.costs import columns, rates
-from pipelines.costs.arithmetic import autoencoder, latent_shape, network
+from pipelines.costs.arithmetic import autoencoder, latent_shape, network, pretrained
 from pipelines.costs.cost import Cost, Size
 
 
@@ -30,10 +30,17 @@ def known(size: Size, manifest: Mapping[str, Any]) -> Size:
     return size
 
 
+def named(field: str, reference: str) -> str:
+    """An input as an estimate keeps it: one pipeline may be named for its autoencoder and its denoiser."""
+    return f"{reference} ({field})" if field == "denoiser" else reference
+
+
 def learned(record: Mapping[str, Any]) -> Size:
     """What a snapshot says of its networks."""
     from pipelines.models import autoencoder_config, network_config
 
+    if record.get("task") == "pretrained":  # its size is that of the latents it will be trained on
+        return Size(denoiser=pretrained(network_config(record["network"]), int(record["parameters"]), size=1))
     side = int(record["resolution"])
     config = autoencoder_config(record["autoencoder"])
     encoder, decoder = autoencoder(config, side=side)
@@ -42,6 +49,9 @@ def learned(record: Mapping[str, Any]) -> Size:
         return size
     channels, of_latents, _ = record["latent_shape"]
     text, upscaling = record.get("text") or {}, record.get("upscaling")
+    if record["network"].get("kind") == "diffusers":
+        given = network_config(record["network"]), int(record["parameters"])
+        return replace(size, denoiser=pretrained(*given, size=of_latents), latents=(channels, of_latents))
     work = network(
         network_config(record["network"]),
         channels=channels,
