@@ -170,15 +170,19 @@ class Account:
         with self._lock:
             self._charge()
             self._stack.append(category)
-        aside = category if category != "data" else ""  # for data nobody waits long who is not hung
-        self.member.phase(aside)
+        self._tell()
         try:
             yield
         finally:
-            self.member.phase("")
             with self._lock:
                 self._charge()
                 self._stack.pop()
+            self._tell()
+
+    def _tell(self) -> None:
+        """What this worker does now beside its steps; for data nobody waits long who is not hung."""
+        now = self._stack[-1] if self._stack else "data"
+        self.member.phase(now if now != "data" else "")
 
     def restored(self, images_seen: int) -> None:
         """The attempt begins there; what was done beyond it is lost."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -224,6 +225,17 @@ def test_drivers_follow_each_other_and_other_lengths_do_not_count(storage: Stora
     last = begin(storage, clock, lease=4)
     last.restored(1000)
     assert last.totals() == end
+
+
+def test_the_gang_hears_what_a_worker_does_beside_its_steps(storage: Storage) -> None:
+    heard: list[str] = []
+    told = dataclasses.replace(member(), phase=heard.append)
+    kept = Account(storage, told, lease=1, target=TARGET)
+    with kept.spent("look"), kept.spent("checkpoint"):
+        pass
+    with kept.spent("data"):
+        pass
+    assert heard == ["look", "checkpoint", "look", "", "", ""]
 
 
 def test_only_rank_0_writes(storage: Storage) -> None:
