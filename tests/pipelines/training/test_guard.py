@@ -253,18 +253,21 @@ def poisoned(steps: range, who: int, poison: float = torch.nan, *, of: str = "da
     return arrange
 
 
-def damaged(step: int, who: int, folder: Path, by: float = torch.nan) -> Harms:
-    """One rank's weights, once, after the step of that number."""
+def damaged(step: int, who: int, folder: Path, by: float = torch.nan, *, stored: bool = False) -> Harms:
+    """One rank's weights, once, after the step of that number; before its checkpoint if `stored`."""
 
     def arrange(rank: int) -> None:
         once, whole = folder / "damaged", loop.Loop.step
 
         def harmed(self: loop.Loop, progress: Any) -> None:
-            whole(self, progress)
+            if not stored:
+                whole(self, progress)
             if rank == who and progress.images_seen == (step + 1) * BATCH and not once.exists():
                 once.touch()
                 with torch.no_grad():
                     next(iter(self.state.module.parameters())).mul_(by)
+            if stored:
+                whole(self, progress)
 
         loop.Loop.step = harmed
 
@@ -350,6 +353,7 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the trainings of `make test` leave, all made by one process."""
     folder = tmp_path_factory.mktemp("remains")
     code = f"test_guard.inject(folder / 'injected', {FEW}); test_guard.flip(folder / 'flipped', 2, 1)"
+    code += "; test_guard.hide(folder / 'hidden')"
     gangs.afresh(code, folder, timeout=280)
     return folder
 
@@ -357,6 +361,24 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_harm_on_one_rank_is_recovered_from_by_all(remains: Path) -> None:
     for kind, seed in FEW:
         check(remains / "injected", f"{kind}-{seed}")
+
+
+def hide(folder: Path) -> None:
+    """A training whose harm is in a checkpoint before it is noticed."""
+    folder.mkdir()
+    assert gangs.gang(1, folder, training(), arrange=damaged(99, 0, folder, stored=True)) == [0]
+
+
+def test_a_checkpoint_that_holds_the_harm_is_gone_behind(remains: Path) -> None:
+    said = gangs.result(remains / "hidden")
+    first, second = said["guard"]["left_out"]
+    # Retention has kept the one that holds it and the one before.
+    assert (first[0], second[0], second[1] > first[1]) == (800, 640, True)
+    assert [note.split(".")[0] for note in said["notes"] if note.startswith("Goes")] == [
+        "Goes back to 800 images",
+        "Goes back to 640 images",
+    ]
+    assert said["curve"][-1][1]["val_loss"] < 0.02 * gangs.BEFORE
 
 
 COMPARED = GuardConfig(replicas_every=10 * BATCH)
