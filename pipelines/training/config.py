@@ -25,7 +25,8 @@ class FSDPConfig:
     """Groups of workers of which each holds a whole network (hybrid sharding): the number of nodes, say, so
     that weights travel within a node only. Must divide the workers."""
     reshard: bool = True
-    """Drops the others' parts after the forward pass and asks for them again: less memory, more talk."""
+    """Drops the others' parts after the forward pass and asks for them again, and cuts the gradients of every
+    piece of a batch (`accumulate`) at once: less memory, more talk."""
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
