@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from diffusion.conditioning import Conditioning
     from diffusion.config import NetworkConfig
+    from pipelines.pretrained.denoiser import DiffusersNetwork
 
 
 @runtime_checkable
@@ -37,7 +38,7 @@ class DenoiserWork:
 
     def __init__(
         self,
-        config: NetworkConfig,
+        config: NetworkConfig | DiffusersNetwork,
         module: nn.Module,
         *,
         text_width: int | None,

@@ -16,7 +16,7 @@ from pipelines.models import Generator, SnapshotFolder
 from pipelines.pretrained.config import DiffusersConfig, LoRAConfig
 from tests.pipelines import tiny
 from tests.pipelines.pretrained.pretrained_line import SCALE, SHIFT, Embedder, line, train
-from tests.pipelines.pretrained.tiny_denoisers import model
+from tests.pipelines.pretrained.tiny_denoisers import SHAPES, model
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,13 @@ def _encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedders, "load_text", lambda record: Embedder())
 
 
-@pytest.mark.parametrize("shape", ["sd1", "sd2", "sdxl", "plain", "dit", "sd3", "flux-dev"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "sd1",
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES if shape not in ("sd1", "clean")),
+    ],
+)
 def test_learns_draws_and_edits(shape: str, lines: dict[str, dict[str, Any]], tmp_path: Path):
     session = tiny.session(tmp_path, lines[shape])
     stage = train(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from diffusion.guidance import ClassifierFree
 from diffusion.losses import Output, denoising
 from diffusion.samplers.euler import Euler
 from diffusion.samplers.spacing import Even
+from pipelines.pretrained.config import LoRAConfig
 from pipelines.pretrained.denoiser import DiffusersNetwork
+from pipelines.pretrained.lora import inject
 from tests.pipelines.pretrained.tiny_denoisers import SHAPES, conditions, model, network, scheduler
 
 ROWS = 2
@@ -230,3 +233,12 @@ def test_without_a_scheduler_a_chain_cannot_be_told():
         DiffusersNetwork(settings={"_class_name": "UNet2DModel"})
     with pytest.raises(ValueError, match="class Other is not supported"):
         DiffusersNetwork(settings={"_class_name": "Other"})
+
+
+def test_without_the_libraries_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    made = model("dit")
+    config = network("dit", made)
+    for name, call in (("diffusers", config.module), ("peft", lambda: inject(made, LoRAConfig()))):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ValueError, match=r"pip install 'latentmill\[diffusers\]'"):
+            call()
