@@ -19,6 +19,7 @@ MODULES = (
     "verifying",
     "data",
     "duplicates",
+    "stream",
     "encoding",
     "embedding",
     "text_storage",
@@ -34,6 +35,7 @@ MODULES = (
     "training",
     "parallel",
     "faults",
+    "tracking",
 )
 
 
