@@ -40,11 +40,11 @@ class Effort:
             return
         import torch
 
-        pair = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
-        pair[0].record()
+        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begun.record()
         yield
-        pair[1].record()
-        self._running.append(pair)
+        ended.record()
+        self._running.append((begun, ended))
 
     def taken(self) -> float:
         """Seconds since the last call, as far as they are known."""
