@@ -22,9 +22,11 @@ from typing import Any
 
 from cluster.jobs import current
 from cluster.storage import LocalStorage, Storage, cache_folder
-from pipelines.recording.spool import Record, Spool, files
+from pipelines.recording.spool import AWAY, Record, Spool, files
 
 Event = Mapping[str, Any]
+HOPELESS = 0.5
+"""Seconds that the end of a run waits for an MLflow that did not answer."""
 STATUS = {"done": "FINISHED", "failed": "FAILED"}
 """The runner's word -> MLflow's; a run that was interrupted is KILLED."""
 RATE_EVERY = 5.0
@@ -142,7 +144,8 @@ class Tracker:
     def close(self, *, seconds: float = 20.0, report: Path | None = None) -> bool:
         """Ends the record and waits a bounded time for MLflow. True: all is flushed (or nothing was to be).
 
-        What is left waits for the next run of the recipe or for `latentmill ui`.
+        What is left waits for the next run of the recipe or for `latentmill ui`. An MLflow that did not
+        answer the last time is hardly waited for.
         """
         if self._spool is None or self._process is None:
             return True
@@ -153,6 +156,8 @@ class Tracker:
             self._identity.unlink(missing_ok=True)
         self._spool.close()
         self._spool = None
+        if self._away.exists():
+            seconds = min(seconds, HOPELESS)
         try:
             return self._process.wait(seconds) == 0
         except subprocess.TimeoutExpired:
@@ -164,8 +169,13 @@ class Tracker:
     def _identity(self) -> Path:
         return self.destination.spool / "open.json"
 
+    @property
+    def _away(self) -> Path:
+        return self.destination.spool / AWAY
+
     def _open(self) -> None:
         self._spool = Spool(self.destination.spool)
+        self._away.unlink(missing_ok=True)
         try:
             self._run = json.loads(self._identity.read_text())["run"]
         except (FileNotFoundError, ValueError, KeyError):

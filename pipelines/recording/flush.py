@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,17 +61,26 @@ def _drain(folder: Path, uri: str, experiment: str, artifacts: str | None) -> in
             moved = [_flush(file, ledger) for file in files]
         except Exception as error:
             failures += 1
-            waited_for = any(file.alive() for file in files if file.path.exists())
+            (folder / spool.AWAY).touch()
+            waited_for = _awaited(files)
             _say(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             if not waited_for and failures >= 2:
                 return 3
             ledger = None
-            time.sleep(min(0.5 * 2**failures, 30.0) if waited_for else 0.5)
+            until = time.monotonic() + (min(0.5 * 2**failures, 30.0) if waited_for else 0.5)
+            while time.monotonic() < until and _awaited(files) == waited_for:
+                time.sleep(POLL)
             continue
         failures = 0
+        (folder / spool.AWAY).unlink(missing_ok=True)
         if not any(moved):
             time.sleep(POLL)
     return 0
+
+
+def _awaited(files: Sequence[spool.SpoolFile]) -> bool:
+    """Whether a writer still lives."""
+    return any(file.alive() for file in files if file.path.exists())
 
 
 def _flush(file: spool.SpoolFile, ledger: Ledger) -> bool:

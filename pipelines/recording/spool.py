@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+AWAY = "away"
+"""Beside the files while MLflow does not answer: nobody needs to wait for it then."""
 
 
 class Spool:

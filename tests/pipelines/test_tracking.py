@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +241,82 @@ def test_an_mlflow_that_is_away_costs_a_stage_nothing(
         (to,) = tracking.leftovers(store)
         assert flusher.main([str(to.spool), "--uri", to.uri, "--artifacts", str(to.artifacts)]) == 0
         assert_recorded_once(store, steps=range(100))
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """An MLflow whose database is gone."""
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_error(500)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", ["refusing", "broken"])
+def test_what_a_training_tells_while_mlflow_is_away_is_all_there_afterwards(
+    store: Storage, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Each figure of each report once, by name, step and value; and no end of a run waits for it."""
+    from pipelines.training import loop
+    from tests.pipelines import tiny
+
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if fault == "refusing":
+        server.shutdown()
+        server.server_close()
+    # The flusher's part is played by this process, when it is asked to.
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(Destination, "flush", lambda self: subprocess.Popen(sleeper))
+    tracker = Tracker(store, "tiny")
+    session = tiny.session(tmp_path, tiny.line(tmp_path / "line"))
+    tell = session.events.append
+
+    def event(said: dict[str, object]) -> None:
+        tell(said)
+        tracker({**said, "stage": "base", "time": 1e9 + len(session.events)})
+
+    session.event = event  # pyright: ignore[reportAttributeAccessIssue]
+    tracker({"kind": "stage_start", "stage": "base", "time": 1e9, "fingerprint": "f"})
+    tiny.run(tiny.train(), session)
+    to = tracker.destination
+    away = to.spool / spool.AWAY
+    away.touch()  # as a flusher does that gets no answer
+    started = time.monotonic()
+    assert tracker.close(seconds=60) is False
+    assert time.monotonic() - started < 10
+    away.unlink()
+    assert flusher.main([str(to.spool), "--uri", to.uri]) == 3
+    assert away.exists()
+    if fault == "broken":
+        server.shutdown()
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (to,) = tracking.leftovers(store)
+    for _ in range(2):
+        assert flusher.main([str(to.spool), "--uri", to.uri, "--artifacts", str(to.artifacts)]) == 0
+    assert not (to.spool / spool.AWAY).exists()
+    run = runs(store)["base"][0].info.run_id
+    told = [
+        (name, said["step"], value)
+        for said in session.events
+        if said["kind"] == "metrics"
+        for name, value in said["values"].items()
+    ]
+    c = client(store)
+    names = {name for name, _, _ in told}
+    assert len(names) > 15
+    kept = [(m.key, m.step, m.value) for name in names for m in c.get_metric_history(run, name)]
+    assert sorted(kept) == sorted(told)
+    pictures = [a.path for a in c.list_artifacts(run, "images") if a.path.endswith("png")]
+    assert len(pictures) == sum(said["kind"] == "picture" for said in session.events) == 8
 
 
 def test_a_torn_line_is_not_a_record(tmp_path: Path):
