@@ -207,10 +207,13 @@ class Guard:
         for place, sums, ranks in self._replicas.until(until):
             if len(set(sums)) > 1:
                 near = self._near(self._equal, place, compared=True)
-                who = f"those of rank {' and '.join(map(str, ranks))}" if ranks else "of which one's"
-                reason = f"At {place:,} images the ranks' weights differ: {who} were damaged"
+                named = " and ".join(map(str, ranks))
+                who = f"those of rank {named} were damaged" if ranks else "whose were damaged is not known"
+                reason = f"At {place:,} images the ranks' weights differ, and {who}"
                 if len(near) >= self.config.rollbacks:
-                    raise ValueError(f"{reason}, as {len(near)} times before: leave that machine out.")
+                    raise ValueError(
+                        f"{reason}; going back {len(near)} times did not help: leave that machine out."
+                    )
                 return Harm(first=self._equal, last=place, reason=reason, near=near, replicas=tuple(ranks))
             self._equal = place
         return None
