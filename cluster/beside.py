@@ -169,8 +169,9 @@ class _Process:
                 raise BesideLost(f"it did not answer within {seconds:.0f} s")
             answer = _value(self._here.recv_bytes())
         except (EOFError, OSError):
-            self._process.join(10)
-            code = self._process.exitcode
+            process: Any = self._process
+            process.join(10)
+            code = process.exitcode
             died = f"it died of signal {-code}" if code and code < 0 else f"it ended with code {code}"
             raise BesideLost(died) from None
         if "error" in answer:

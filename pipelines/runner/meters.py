@@ -69,7 +69,9 @@ class Meters:
             self._set(stage, straggler=event["ratio"])
         elif kind == "stage_end":
             known = {"images_per_second", *self._told.pop(stage, set())}
-            self._set(stage, running=0, **{name: 0 for name in RATES if name in known})
+            self._set(stage, running=0)
+            for name in known.intersection(RATES):
+                self._one(stage, name, 0)
             self._since.pop(stage, None)
 
     def close(self) -> None:
@@ -97,10 +99,12 @@ class Meters:
             name = PARTS.get(start, NAMES.get(told, told))
             # Its rate is taken from its progress, as that of any stage.
             if f"latentmill_{name}" in GAUGES and name != "images_per_second":
-                self._set(stage, part=told.removeprefix(start) if start else "", **{name: value})
+                self._one(stage, name, value, part=told.removeprefix(start) if start else "")
                 self._told.setdefault(stage, set()).add(name)
 
-    def _set(self, stage: str, *, part: str = "", **values: float) -> None:
+    def _set(self, stage: str, **values: float) -> None:
         for name, value in values.items():
-            labels = {"recipe": self._recipe, "stage": stage, "part": part}
-            self._gauges.set(f"latentmill_{name}", float(value), **labels)
+            self._one(stage, name, value)
+
+    def _one(self, stage: str, name: str, value: float, *, part: str = "") -> None:
+        self._gauges.set(f"latentmill_{name}", float(value), recipe=self._recipe, stage=stage, part=part)

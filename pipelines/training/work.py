@@ -59,9 +59,10 @@ class DenoiserWork:
         config = self._config
         if not isinstance(config, DiTConfig | UNetConfig):
             return None
-        count, channels, *size = shape
+        count, channels, height, width = shape
         text, route = conditioning.text, conditioning.route
-        seen = (channels, *size, 0 if text is None else text.shape[1], 0 if route is None else route.shape[1])
+        tokens, kept = 0 if text is None else text.shape[1], 0 if route is None else route.shape[1]
+        seen = (channels, height, width, tokens, kept)
         if seen not in self._known:
             self._known[seen] = self._forward(config, *seen)
         return count * self._known[seen] * (2 + self._trained)

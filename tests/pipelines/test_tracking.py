@@ -252,7 +252,7 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = _answer
 
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, *arguments: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         pass
 
 

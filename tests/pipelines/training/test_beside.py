@@ -73,7 +73,7 @@ def test_kid_is_that_of_drawings_for_held_out_conditions(
     """Made again from the snapshot alone, which holds the weights in fp16."""
     snapshot, session = inline
     assert list(kids(session)) == [24, 48]
-    task = stage().task(inputs, torch.device("cpu"), 1)
+    task: Any = stage().task(inputs, torch.device("cpu"), 1)
     task.module.load_state_dict(
         {name: tensor.float() for name, tensor in load(snapshot.read("denoiser.safetensors")).items()}
     )

@@ -95,7 +95,7 @@ def by_hand(batch: int, tokens: int, kept: int, caption: int) -> float:
 
 @pytest.mark.parametrize(("changes", "kept"), [({}, 4), ({"tokens": 0.5}, 2)])
 def test_work_is_the_count_by_hand(tmp_path: Path, changes: dict[str, Any], kept: int) -> None:
-    task = tiny.train(**changes).task(tiny.line(tmp_path), CPU, 1)
+    task: Any = tiny.train(**changes).task(tiny.line(tmp_path), CPU, 1)
     share = task.share(np.arange(6), np.arange(6))
     route = share.conditioning.route
     assert (4 if route is None else route.shape[1]) == kept
