@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +35,7 @@ def opened() -> Callable[[Any], Any]:
             "pid": os.getpid(),
             "nice": os.nice(0),
             "threads": os.environ["OMP_NUM_THREADS"],
-            "gpus": os.environ["CUDA_VISIBLE_DEVICES"],
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "png": b"\x00\xff",
         }
 
@@ -41,7 +43,7 @@ def opened() -> Callable[[Any], Any]:
 
 
 def beside(**given: Any) -> Beside:
-    return Beside(opened, name="looks", **{"patience": LIMIT, **given})
+    return Beside(opened, name="looks", **{"patience": 5 * LIMIT, **given})
 
 
 def gone(pid: int) -> bool:
@@ -147,9 +149,6 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path) -> None:
         "    one = beside(); one.offer({}); one.wait(60); ((_, answer),) = one.answers()\n"
         "    one.offer({'do': 'hang'}); time.sleep(0.2); print(answer['pid'], flush=True); time.sleep(3600)\n"
     )
-    import subprocess
-    import sys
-
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
@@ -159,3 +158,23 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path) -> None:
     while not gone(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert gone(pid)
+
+
+@pytest.mark.ray
+def test_under_ray_it_is_an_actor_with_resources_of_its_own(tmp_path) -> None:
+    """In a process of its own, which is connected to a cluster and leaves none behind."""
+    code = (
+        "import tempfile, ray; from cluster import beside; from tests.cluster import test_beside\n"
+        "folder = tempfile.TemporaryDirectory(prefix='ray', ignore_cleanup_errors=True)\n"
+        "ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20, "
+        "_temp_dir=folder.name)\n"
+        "assert beside.spare(cpus=1, gpus=0) and not beside.spare(cpus=1, gpus=1)\n"
+        "one = test_beside.beside()\n"
+        "one.offer({}); assert one.wait(300); ((_, answer),) = one.answers()\n"
+        "assert (answer['nice'], answer['calls'], answer['png']) == (19, 1, bytes([0, 255])), answer\n"
+        "one.offer({'do': 'die'}); assert one.wait(300)\n"
+        "assert 'died' in one.fault and one.skipped == 1, one.fault\n"
+        "one.close(); ray.shutdown()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
