@@ -110,7 +110,8 @@ class DiT(nn.Module):
             )
         self.channels, self.patch, self.classes = channels, patch, classes
         self.width, self.heads = width, heads
-        self.trained = (frame or size // patch,) * 2
+        side = frame or size // patch
+        self.trained = (side, side)
         """Rows and columns of tokens that places are counted in."""
         self.route_start, self.route_end = route
         if not 0 <= self.route_start < self.route_end <= depth:

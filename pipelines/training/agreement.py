@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ class Agreement:
     def __init__(self, words: Sequence[str], *, world: int) -> None:
         """`words`: all that can be wished."""
         self._words = tuple(words)
-        self._group: torch.distributed.ProcessGroup | None = None
+        self._group: Any = None
         self._pending: tuple[torch.distributed.Work, torch.Tensor] | None = None
         if world > 1:
             import torch.distributed

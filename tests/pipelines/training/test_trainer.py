@@ -137,8 +137,8 @@ def test_killed_and_resumed_is_the_unbroken_one(
     session = tiny.session(remains / "killed" / where, inputs, lease=2)
     resumed = tiny.run(tiny.train(optimization=COOLED, checkpoint_every=EVERY), session)
 
-    # The step that dies does not wait for the checkpoint before it, which may not have been whole by then. One
-    # that lacks nothing but its index gets another.
+    # The step that dies does not wait for the checkpoint before it, which may not have been whole by then;
+    # one that lacks nothing but its index gets another.
     furthest = {"step": (32, 48), "tensors": (32,), "record": (72,)}[where]
     assert notes(session)[-1] in [f"Continues from {n} images." for n in furthest]
     assert weights(resumed) == weights(unbroken)
