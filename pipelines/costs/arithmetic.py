@@ -80,6 +80,14 @@ def network(
     return total + convolution(side, 3, widths[0], channels * config.stem**2)
 
 
+def share_seen(config: NetworkConfig, tokens: float) -> float:
+    """Of a network's operations, where its middle blocks see that share of the tokens."""
+    if not isinstance(config, DiTConfig):
+        return 1.0
+    first, last = config.routed
+    return 1 - (1 - tokens) * (last - first) / config.depth
+
+
 def pretrained(config: Any, parameters: int, *, size: int) -> Work:
     """A denoiser of diffusers on latents of a side, by its parameters alone: a transformer's are used once a
     patch, a UNet's about once in twelve latents, as in Stable Diffusion's."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.resources import Capacity, Resources
 from pipelines.costs import columns, encoders, history, rates
-from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network
+from pipelines.costs.arithmetic import Work, autoencoder, latent_shape, network, share_seen
 from pipelines.costs.captioning import captioning
 from pipelines.costs.columns import array, member
 from pipelines.costs.cost import Cost, Costs, Size
@@ -276,6 +276,8 @@ class _Estimate:
         through, images = self._of(stage.autoencoder), self._of(stage.images)
         channels, side = latents.latents or (1, stage.network.patch if stage.network.kind == "dit" else 2)
         low = getattr(stage, "low_resolution", None)
+        if stage.resolution and latents.latents:
+            side = side * stage.resolution // latents.side
         size = low.crop if low and getattr(low, "crop", None) else side
         work = network(
             stage.network,
@@ -289,13 +291,15 @@ class _Estimate:
         if stage.denoiser is not None:
             of = self._of(named("denoiser", stage.denoiser.path)).denoiser
             work = replace(of, flops=of.flops * size * size)
-        own = replace(through, side=latents.side, denoiser=work, latents=latents.latents)
+        shown = latents.latents and (channels, side)
+        own = replace(through, side=stage.resolution or latents.side, denoiser=work, latents=shown)
         seconds = 0.0
         if not low and stage.denoiser is None:
             given = {"channels": channels, "size": size, "classes": images.classes, "tokens": rates.TOKENS}
             given |= {"text_width": text.text_width, "batch": stage.batch, "precision": stage.precision}
             seconds = self._measured(stage, "denoising", stage.network, train=True, **given)
-        return own, self._training(stage, work, seconds)
+        seen = share_seen(stage.network, stage.tokens)
+        return own, self._training(stage, replace(work, flops=seen * work.flops), seen * seconds)
 
     def _generate(self, stage: Any) -> tuple[Size, Cost]:
         of = self._of(stage.model)

@@ -255,9 +255,7 @@ class Loop:
 
     def _point(self, images_seen: int, values: dict[str, float]) -> None:
         """Of the curve; what a worker beside saw comes late."""
-        known: dict[int, dict[str, float]] = {}
-        for seen, found in self.curve:
-            known[seen] = found
+        known: dict[int, dict[str, float]] = {int(seen): found for seen, found in self.curve}
         known[images_seen] = {**known.get(images_seen, {}), **values}
         self.curve = [[seen, known[seen]] for seen in sorted(known)]
         self.member.event({"kind": "metrics", "step": images_seen, "values": values})
