@@ -56,7 +56,7 @@ class Death:
             path = (storage.path / name).relative_to(store).as_posix()
             hit = fnmatch.fnmatch(path, self.file)
             if hit and self.moment == "within":
-                data = source if isinstance(source, bytes) else source.read_bytes()
+                data = source.read_bytes() if isinstance(source, Path) else bytes(source)
                 (storage.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (storage.path / f".{name}.torn.partial").write_bytes(data[: len(data) // 2])
             if hit and self.moment != "after":

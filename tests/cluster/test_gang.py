@@ -37,6 +37,7 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_is_told_to_end_writes_a_checkpoint_first(session: RaySession, tmp_path: Path) -> None:
     """There are no others, so a step that was lost would be done twice."""
     executor, events = RayExecutor(session), list[dict[str, Any]]()

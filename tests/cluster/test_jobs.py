@@ -17,7 +17,8 @@ from tests.cluster.job_server import FakeCluster, serving
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+    settings = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    for name in (*settings, "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     with serving(FakeCluster()) as fake:
         yield fake

@@ -80,10 +80,12 @@ def train(config: dict[str, Any], member: Member) -> dict[str, Any]:
         if member.rank == 0:
             member.event({"kind": "metrics", "step": step + 1, "values": {"loss": loss.item()}})
             torch.save({"step": step + 1, "weight": model.weight.detach()}, folder / f"at-{step + 1:03d}")
+        member.beat(step + 1)
         dead = folder / "dead"
         if config.get("kill_at") == step and member.rank == member.world - 1 and not dead.exists():
             dead.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(config.get("rest", 0.0))  # signs of life are sent by the second
     return {"weight": model.weight.tolist(), "world": member.world, "threads": torch.get_num_threads()}
 
 
@@ -188,7 +190,7 @@ def test_a_gang_that_loses_a_worker_ends_as_if_it_had_not(on_ray: RayExecutor, t
     folder = {name: tmp_path / name for name in ("killed", "alone")}
     for path in folder.values():
         path.mkdir()
-    config = {"folder": str(folder["killed"]), "steps": 6, "kill_at": 3}
+    config = {"folder": str(folder["killed"]), "steps": 6, "kill_at": 3, "rest": 4.0}
     result, events = gang(on_ray, train, config, 2)
     assert (folder["killed"] / "dead").exists()
     alone, _ = gang(InlineExecutor(), train, {"folder": str(folder["alone"]), "steps": 6}, 1)
