@@ -45,10 +45,8 @@ MEANING = (
     "files",
 )
 """Fields of a snapshot's record that decide what it draws."""
-UPSCALER = ("upscaling", "objective")
-"""More of them, of an upscaler."""
-SIZED = ("sizes",)
-"""More of them, of one that was trained on several sizes."""
+SPECIAL = ("upscaling", "objective", "sizes")
+"""More of them, of an upscaler, and of one that was trained on several sizes."""
 MICRO_BATCH = 4
 
 
@@ -79,7 +77,7 @@ class SnapshotFolder:
     def digest(self, columns: Sequence[str] = ()) -> str:
         """Of the weights and of how they are used; never of paths, times or how they were trained."""
         deciding = {name: self.record.get(name) for name in MEANING}
-        deciding |= {name: self.record[name] for name in (*UPSCALER, *SIZED) if name in self.record}
+        deciding |= {name: self.record[name] for name in SPECIAL if name in self.record}
         return hashlib.sha256(canonical(deciding)).hexdigest()
 
     def read(self, name: str) -> bytes:
@@ -153,16 +151,11 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     from pipelines.sampling import LatentModel, tile
 
     record = folder.record
-    if record.get("task") == "pretrained":
-        raise ValueError(
-            f"{folder.storage.url} is a pretrained denoiser without autoencoder and texts: train with it as "
-            "`denoiser`."
-        )
     if record.get("task") != "denoiser":
-        raise ValueError(
-            f"{folder.storage.url} is a snapshot of an autoencoder, which draws nothing; "
-            "give one of a train stage."
-        )
+        told = "a snapshot of an autoencoder, which draws nothing; give one of a train stage."
+        if record.get("task") == "pretrained":
+            told = "a pretrained denoiser without autoencoder and texts: train with it as `denoiser`."
+        raise ValueError(f"{folder.storage.url} is {told}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     channels, size, _ = record["latent_shape"]
     told = record.get("upscaling")
@@ -375,11 +368,11 @@ def autoencoder_config(record: dict[str, Any]) -> Any:
 def network_config(record: dict[str, Any]) -> Any:
     from diffusion.config import NetworkConfig
 
-    if record.get("kind") == "diffusers":
-        from pipelines.pretrained.denoiser_folder import network_of
+    if record.get("kind") != "diffusers":
+        return _config(NetworkConfig, record)
+    from pipelines.pretrained.denoiser_folder import network_of
 
-        return network_of({"network": record})
-    return _config(NetworkConfig, record)
+    return network_of({"network": record})
 
 
 def sampler_config(record: dict[str, Any]) -> Any:

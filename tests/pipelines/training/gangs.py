@@ -186,7 +186,10 @@ def losses(folder: Path, rank: int) -> list[tuple[int, str]]:
 
 def afresh(code: str, folder: Path, *, timeout: float) -> None:
     """Runs `code` in a fresh process, in which `folder` is where it works."""
-    lines = ["from pathlib import Path", "from tests.pipelines.training import gangs, test_guard, test_kills"]
+    lines = [
+        "from pathlib import Path",
+        "from tests.pipelines.training import gangs, test_injections, test_kills",
+    ]
     lines += ["gangs.import_all()", f"folder = Path({str(folder)!r})", code]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -16,7 +16,7 @@ from cluster.storage import LocalStorage, Storage
 from pipelines.training import loop
 from pipelines.training.checkpoints import newest
 from tests.pipelines.training import gangs
-from tests.pipelines.training.test_guard import poisoned
+from tests.pipelines.training.test_injections import poisoned
 
 
 def die_in_step(step: int) -> None:
