@@ -5,6 +5,7 @@ PARALLEL_STEPS and PARALLEL_PAIRS in the environment make it shorter, to see tha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -115,7 +116,13 @@ def stage(network: DiTConfig, *, batch: int, steps: int, **changes: Any) -> Any:
 
 
 def trained(
-    training: Any, inputs: dict[str, Any], *, rank: int = 0, world: int = 1, accelerated: bool = False
+    training: Any,
+    inputs: dict[str, Any],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    accelerated: bool = False,
+    folder: Path | None = None,
 ) -> float:
     """Images a second of a stage's training by `train_worker`, from rank 0's second report to the last."""
     import torch
@@ -135,8 +142,9 @@ def trained(
 
     names = {field.name for field in dataclasses.fields(Training)} - {"accelerated", "file"}
     shared = {n: getattr(training, n) for n in names if hasattr(training, n)}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Storage.at(Path(folder))
+    with contextlib.ExitStack() as leaving:
+        # All ranks write their parts of a checkpoint into one folder.
+        place = Storage.at(folder or Path(leaving.enter_context(tempfile.TemporaryDirectory())))
         job = Job(
             training=Training(**shared, accelerated=accelerated, file="denoiser.safetensors"),
             task=functools.partial(training.task, inputs),
@@ -153,7 +161,7 @@ def trained(
     return (last - first) / (end - start)
 
 
-def _rank(rank: int, world: int, folder: str, training: Any) -> None:
+def _rank(rank: int, world: int, folder: str, work: str, training: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
@@ -170,7 +178,7 @@ def _rank(rank: int, world: int, folder: str, training: Any) -> None:
 
         meeting = f"file://{top}/meeting"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    rate = trained(training, inputs, rank=rank, world=world)
+    rate = trained(training, inputs, rank=rank, world=world, folder=Path(work))
     if rank == 0:
         (top / "rate").write_text(json.dumps(rate))
 
@@ -178,9 +186,10 @@ def _rank(rank: int, world: int, folder: str, training: Any) -> None:
 def _gang(world: int, folder: Path, training: Any) -> float:
     """Images a second on `world` processes of one thread each."""
     (folder / "meeting").unlink(missing_ok=True)
-    context = multiprocessing.get_context("spawn")
+    context, work = multiprocessing.get_context("spawn"), tempfile.mkdtemp(dir=folder)
     ranks = [
-        context.Process(target=_rank, args=(rank, world, str(folder), training)) for rank in range(world)
+        context.Process(target=_rank, args=(rank, world, str(folder), work, training))
+        for rank in range(world)
     ]
     for process in ranks:
         process.start()
