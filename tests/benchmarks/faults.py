@@ -165,5 +165,5 @@ def judged(apart: int, faults: Sequence[tuple[float, str]], attempts: Sequence[T
         against=f"1 - ({INTERVAL:g} s / 2 + {restart:.1f} s) / {between:.0f} s = {model:.3f}",
         n=len(faults),
         note=f"{wall / 60:.0f} min, {len(attempts)} attempts; restarts: {kinds}; time: {spent}",
-        extra={"restarts": taken, "seconds": found},
+        extra={"restarts": dict(taken), "seconds": found},
     )
