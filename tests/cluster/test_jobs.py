@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -102,11 +105,27 @@ def test_a_python_of_another_patch_is_welcome(cluster: FakeCluster):
     JobServer(cluster.url).check_versions()
 
 
-def test_a_missing_token_and_a_wrong_one_are_one_line(cluster: FakeCluster):
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({}, "asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN."),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 16}, "refuses this token: RAY_AUTH_TOKEN, the"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}, "No recipe was submitted"),
+    ],
+    ids=["missing", "wrong", "right"],
+)
+def test_a_missing_token_and_a_wrong_one_are_one_line(
+    cluster: FakeCluster, tmp_path: Path, environment: dict[str, str], line: str
+):
     cluster.token = "0123456789abcdef"
-    with pytest.raises(ValueError, match=r"asks for a token: set RAY_AUTH_MODE=token.*\.$") as error:
-        JobServer(cluster.url)
-    assert "\n" not in str(error.value)
+    # Ray reads mode and token once in a process, which other tests have had before: one of its own.
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "pipelines", "jobs", "--address", cluster.url]
+    ended = subprocess.run(command, env=home | environment, capture_output=True, text=True, timeout=120)
+    said = ended.stdout + ended.stderr
+    assert line in said
+    assert said.count("\n") == 1
+    assert ended.returncode == (0 if line.startswith("No recipe") else 2)
 
 
 def test_what_is_no_address_or_answers_not_is_told(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch):
