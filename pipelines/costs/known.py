@@ -67,12 +67,12 @@ def learned(record: Mapping[str, Any]) -> Size:
 def foreign(reference: str) -> Size:
     """Of an autoencoder's folder in diffusers' format that is not in the store yet; nothing of what is not
     on this machine, or no such folder."""
-    from pipelines.pretrained.folder import DiffusersFolder
+    from pipelines.pretrained.autoencoder_folder import AutoencoderFolder
 
     if "/" not in reference or "://" in reference or not Path(reference).is_dir():
         return Size()
     try:
-        found = DiffusersFolder.of(Storage.at(reference), reference)
+        found = AutoencoderFolder.of(Storage.at(reference), reference)
         config = found.config()
     except (ValueError, OSError):
         return Size()  # the run will say what is wrong with it

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.storage import LocalStorage, Storage
-from pipelines import weights
 from pipelines.dataset import MANIFEST, write_manifest
-from pipelines.pretrained.folder import CONFIG, DiffusersFolder
+from pipelines.pretrained.autoencoder_folder import AutoencoderFolder
+from pipelines.pretrained.folder import DiffusersFolder
 from pipelines.pretrained.reference import SCHEME, HubModel, hub_model, spelled
 from pipelines.runner.fingerprint import digest
-from pipelines.stage import Tell, TooMany, jsonable
+from pipelines.stage import Tell, TooMany
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffusion.config import AutoencoderConfig
+    pass
 
 Part = Literal["autoencoder", "denoiser"]
 """Of a pipeline in diffusers' format."""
 FOLDER = "pretrained"
 """Of the store; stands in manifests where a stage's name does."""
 REFS = "refs"
-WEIGHTS = "autoencoder.safetensors"
 VERSION = 1
 """Raised when equal files would become another snapshot."""
 _LOCK = threading.Lock()
@@ -70,7 +65,7 @@ def adopted(
 
 def _folder(storage: Storage, name: str, part: Part) -> DiffusersFolder:
     if part == "autoencoder":
-        return DiffusersFolder.of(storage, name)
+        return AutoencoderFolder.of(storage, name)
     from pipelines.pretrained.denoiser_folder import DenoiserFolder
 
     return DenoiserFolder.of(storage, name)
@@ -96,8 +91,7 @@ def _of_hub(model: HubModel, store: Storage, part: Part, fetch: Tell | None) -> 
 
 
 def _of_folder(found: DiffusersFolder, store: Storage, fetch: Tell | None) -> Storage:
-    if not found.whole:
-        found.config()  # what cannot be used is said at once
+    found.check()
     stamp = found.stamp()
     mark = f"{found.storage.url} {stamp}"
     target = _remembered(store, mark) if stamp else None
@@ -122,40 +116,15 @@ def adopt(found: DiffusersFolder, store: Storage, *, reference: str) -> Storage:
     Raises:
         ValueError: they are not what the config says, or damaged.
     """
-    from diffusion.autoencoders.diffusers_format import state_from
-
     target = _place(store, found)
     if target.exists(MANIFEST):
         return target
-    if found.whole:
-        return _committed(target, found, found.commit(target), reference)
-    config = found.config()
-    try:
-        state = dict(state_from(config, found.tensors()))
-    except KeyError as error:
-        raise ValueError(f"{found.name}: its weights lack {error.args[0]}: get it again.") from error
-    _check(config, state, found.name)
-    sha256 = _write(state, target)
-    target.put_if_absent(CONFIG, found.storage.read(CONFIG))
-    record = {
-        "task": "autoencoder",
-        "class": str(found.settings.get("_class_name")),
-        "autoencoder": jsonable(config),
-        "resolution": found.resolution(config.factor),
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        "files": {WEIGHTS: sha256},
-    }
-    return _committed(target, found, record, reference)
-
-
-def _committed(target: Storage, found: DiffusersFolder, record: dict[str, Any], reference: str) -> Storage:
-    """Writes the manifest."""
     manifest = {
         "stage": FOLDER,
         "version": VERSION,
         "fingerprint": target.url.rpartition("/")[2],
         "adopted": {"reference": reference, "files": found.digests()},
-        "snapshot": record,
+        "snapshot": found.commit(target),
     }
     write_manifest(target, manifest, kind="snapshot")
     return target
@@ -172,40 +141,6 @@ def forget(store: Storage, name: str) -> None:
 
 def _place(store: Storage, found: DiffusersFolder) -> Storage:
     return store.folder(FOLDER).folder(digest([FOLDER, VERSION, found.digest()]))
-
-
-def _check(config: AutoencoderConfig, state: Mapping[str, Tensor], name: str) -> None:
-    """`ValueError` where the weights are not those of the network that the config describes."""
-    import torch
-
-    with torch.device("meta"):
-        expected = config.build().state_dict()
-    lacking, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if lacking or unknown:
-        both = ((lacking, "missing"), (unknown, "unknown"))
-        told = [f"{len(names)} {word} ({names[0]})" for names, word in both if names]
-        raise ValueError(f"{name}: its weights are not those that its config names: {', '.join(told)}.")
-    for key, tensor in expected.items():
-        if state[key].shape != tensor.shape:
-            raise ValueError(
-                f"{name}: {key} is {list(state[key].shape)}, and by its config {list(tensor.shape)}."
-            )
-        if state[key].is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{name}: {key} is {state[key].dtype}, and by its config {tensor.dtype}.")
-
-
-def _write(state: Mapping[str, Tensor], target: Storage) -> str:
-    """Commits the weights without their file's metadata, which nobody vouches for; gives their sha256."""
-    from safetensors.torch import save_file
-
-    with tempfile.TemporaryDirectory(prefix="latentmill-", ignore_cleanup_errors=True) as scratch:
-        path = Path(scratch, WEIGHTS)
-        save_file({key: state[key].contiguous() for key in sorted(state)}, path)
-        sha256 = weights.file_digest(path)
-        # A driver killed before its manifest has left the same bytes, or those of another safetensors.
-        if not target.put_if_absent(WEIGHTS, path) and weights.file_digest(target.local(WEIGHTS)) != sha256:
-            target.replace(WEIGHTS, path.read_bytes())
-    return sha256
 
 
 def _remembered(store: Storage, mark: str) -> Storage | None:

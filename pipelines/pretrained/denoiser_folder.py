@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from pipelines.pretrained.denoiser import LEFT_OUT, DiffusersNetwork
@@ -46,7 +46,6 @@ BESIDE = (f"{SCHEDULER}/{SCHEDULING}", f"{PART}/{CONFIG}", PIPELINE)
 class DenoiserFolder(DiffusersFolder):
     """A denoiser in diffusers' format, with what its pipeline says of its training."""
 
-    whole: ClassVar[bool] = True
     network: DiffusersNetwork
     vae: Mapping[str, Any] = field(default_factory=dict)
     """config.json of its pipeline's autoencoder; empty where there is none."""
@@ -94,6 +93,9 @@ class DenoiserFolder(DiffusersFolder):
     def digest(self) -> str:
         """sha256 over the weights and all that decides how they are used."""
         return hashlib.sha256(canonical([self._said(), *self.digests().values()])).hexdigest()
+
+    def check(self) -> None:
+        """Done by `of`."""
 
     def _said(self) -> Any:
         return ["denoiser", jsonable(self.network), dict(self.vae)]

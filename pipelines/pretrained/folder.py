@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cluster.storage import LocalStorage, Storage
 from pipelines import weights
@@ -18,7 +18,6 @@ from pipelines.shards import canonical
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusion.config import AutoencoderConfig
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 PART = "vae"
@@ -31,53 +30,40 @@ SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FRESH = 2.0
 """Seconds; some file systems tell times no finer."""
-RESOLUTION = 512
-"""px, where the config states none (AutoencoderTiny, AutoencoderDC): what those that are known were made for.
-It only says with which side costs are reckoned, until there are images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusersFolder:
-    """An autoencoder in diffusers' format."""
+class DiffusersFolder(ABC):
+    """A model in diffusers' format: its config, and its weights."""
 
     storage: Storage
     name: str
     """As the user knows it."""
     files: tuple[str, ...]
     """Of the weights, in order of their names; without those of a variant, where there are others."""
-    whole: ClassVar[bool] = False
-    """Whether its files are taken as they are, by `commit`."""
 
+    @abstractmethod
+    def check(self) -> None:
+        """`ValueError` where it can be seen without its weights that it is of no use here."""
+
+    @abstractmethod
     def commit(self, target: Storage) -> dict[str, Any]:
-        """Writes the files into a folder of the store; gives the record of the snapshot that they are."""
-        raise NotImplementedError
+        """Writes what is needed of it into a folder of the store; gives the record of the snapshot that this
+        is.
+
+        Raises:
+            ValueError: the weights are not those of the network that the config describes, or damaged.
+        """
 
     @staticmethod
     def there(storage: Storage) -> bool:
         """Whether it looks like one, or like a pipeline."""
         return storage.exists(CONFIG) or storage.exists(PIPELINE)
 
-    @staticmethod
-    def of(storage: Storage, name: str) -> DiffusersFolder:
-        """The folder itself, or the `vae` folder of a pipeline.
-
-        Raises:
-            ValueError: it has no config or no weights that can be read; says what to do.
-        """
-        if storage.exists(PIPELINE) and not storage.exists(CONFIG):
-            storage, name = storage.folder(PART), f"{name}/{PART}"
-        if not storage.exists(CONFIG):
-            raise ValueError(f"{name} has no {CONFIG}: name a folder that diffusers' save_pretrained wrote.")
-        return DiffusersFolder(storage=storage, name=name, files=weights_in(storage, name))
-
     @property
     def settings(self) -> dict[str, Any]:
         """config.json; `ValueError` if it is none."""
         return settings(self.storage.read(CONFIG), self.name)
-
-    def config(self) -> AutoencoderConfig:
-        """Ours; `ValueError` for another class of model, or one whose settings are not supported."""
-        return config(self.settings, self.name)
 
     def stamp(self) -> str | None:
         """Changes when a file does, without reading any; None where one changed so lately that another change
@@ -99,13 +85,6 @@ class DiffusersFolder:
     def digests(self) -> dict[str, str]:
         """sha256 of each file of weights; each is read once a process while it stands still."""
         return {name: weights.file_digest(self.storage.local(name)) for name in self.files}
-
-    def resolution(self, factor: int) -> int:
-        """Side of the images that it was trained on, px."""
-        side: Any = self.settings.get("sample_size")
-        side = side[0] if isinstance(side, list) and side else side
-        known = isinstance(side, int) and not isinstance(side, bool) and side >= factor
-        return int(side) if known and side % factor == 0 else RESOLUTION
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, in the dtype they have. `ValueError` for damaged files, or numbers that are none."""
@@ -137,19 +116,6 @@ def settings(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{name}/{CONFIG} is no config of a model: get it again.")
     return found
-
-
-def config(settings: Mapping[str, Any], name: str) -> AutoencoderConfig:
-    from diffusion.autoencoders.diffusers_format import config_of
-
-    try:
-        return config_of(settings)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
-            f"{name}/{CONFIG} has values of other kinds than diffusers writes ({error})."
-        ) from error
 
 
 def shards(data: bytes, name: str) -> tuple[str, ...]:

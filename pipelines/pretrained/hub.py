@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import Storage
-from pipelines.pretrained import folder
+from pipelines.pretrained import autoencoder_folder, folder
 from pipelines.pretrained.reference import HubModel
 from pipelines.stage import Tell
 
@@ -39,7 +39,7 @@ def autoencoder(model: HubModel, tell: Tell | None = None) -> Storage:
         config = _file(model, folder.CONFIG)
     if config is None:
         raise _lacking(model, folder.CONFIG)
-    folder.config(folder.settings(config.read_bytes(), str(model)), str(model))
+    autoencoder_folder.config(folder.settings(config.read_bytes(), str(model)), str(model))
     _weights(model, tell)
     return Storage.at(config.parent)
 

@@ -144,7 +144,7 @@ class Follower:
         raise _Joined
 
     def map(self, factory: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[Any]:
-        raise NotImplementedError("A stage that maps before it trains needs Ray.")
+        raise ValueError("This stage spreads work before it trains, and cannot run so: use `latentmill run`.")
 
 
 def run_together(recipe: Recipe, store: Storage, member: Member, *, until: str | None = None) -> None:

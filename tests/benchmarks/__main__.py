@@ -34,6 +34,7 @@ MODULES = (
     "checkpoints",
     "training",
     "parallel",
+    "parallel_gpu",
     "faults",
     "tracking",
 )

@@ -63,7 +63,7 @@ def bench_stream_index() -> Iterator[Result]:
     (order,) = stream._cells[0]._orders.values()
     held = order.nbytes + 2 * 8 * (SAMPLES // EACH)  # and the shards' first rows and blocks
     yield Result(
-        name="train/stream index memory, 2 billion samples",
+        name="train/stream_index_memory_2_billion",
         value=held / 2**20,
         unit="MiB a rank",
         better="lower",
@@ -72,7 +72,7 @@ def bench_stream_index() -> Iterator[Result]:
         note=f"{len(order.blocks):,} blocks; measured at full size",
     )
     yield Result(
-        name="train/stream restart, 2 billion samples",
+        name="train/stream_restart_2_billion",
         value=statistics.median(seconds),
         unit="s",
         better="lower",
@@ -85,7 +85,7 @@ def bench_stream_index() -> Iterator[Result]:
     start = time.perf_counter()
     count = sum(len(indices) for _, indices in itertools.islice(ahead, 2000))
     yield Result(
-        name="train/stream places found",
+        name="train/stream_places_found",
         value=count / (time.perf_counter() - start),
         unit="samples/s a rank",
         better="higher",
@@ -100,7 +100,7 @@ def bench_stream_manifest() -> Iterator[Result]:
         size = pool.submit(_manifest, folder, SAMPLES // EACH).result()
         held, opened, counted = pool.submit(_opened, folder).result()
     yield Result(
-        name="train/stream manifest and rows, 2 billion samples",
+        name="train/stream_manifest_2_billion",
         value=held / 2**20,
         unit="MiB a rank and dataset",
         better="lower",
@@ -108,7 +108,7 @@ def bench_stream_manifest() -> Iterator[Result]:
         note=f"growth of the process; the manifest of {SAMPLES // EACH:,} shards is {size / 2**20:.0f} MiB",
     )
     yield Result(
-        name="train/stream open, 2 billion samples",
+        name="train/stream_open_2_billion",
         value=opened + counted,
         unit="s a dataset",
         better="lower",
@@ -237,7 +237,7 @@ def measured(folder: Path, *, samples: int, each: int, ranks: int = 8, seen: int
     rows.read(int(first[0]), "latents", "moments.npy")
     resumed = opened + time.perf_counter() - start
     yield Result(
-        name="train/stream open and seek",
+        name="train/stream_open_and_seek",
         value=resumed,
         unit="s",
         better="lower",
@@ -255,12 +255,12 @@ def measured(folder: Path, *, samples: int, each: int, ranks: int = 8, seen: int
     plain = [_plain(folder / "data", rows, numbers) for _ in range(PAIRS)]
     web = [_webdataset(folder / "data", len(numbers)) for _ in range(PAIRS)]
     for name, theirs, what, target in (
-        ("plain pread", plain, "os.pread of the same bytes from known places, digests unchecked", None),
+        ("plain_pread", plain, "os.pread of the same bytes from known places, digests unchecked", None),
         ("webdataset", web, "webdataset's sequential reader of the same tars, digests unchecked", 1.0),
     ):
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         yield Result(
-            name=f"train/stream samples/s over {name}",
+            name=f"train/stream_over_{name}",
             value=statistics.median(ratios),
             unit="ratio",
             better="higher",
@@ -318,7 +318,7 @@ def _remote(folder: Path, given: Any, *, whole: int, ranks: int) -> Iterator[Res
     indices = {shard for shard, _ in wanted}
     blocks = store.requests - len(indices)
     yield Result(
-        name="train/stream requests/s of a rank",
+        name="train/stream_requests_of_a_rank",
         value=blocks / seen * RATE,
         unit="requests/s",
         better="lower",
@@ -331,7 +331,7 @@ def _remote(folder: Path, given: Any, *, whole: int, ranks: int) -> Iterator[Res
     size = sum(given.info(shard).bytes for shard in indices) / len(indices)
     fetched = cache.fetched - sum((folder / "data" / f"{shard}.parquet").stat().st_size for shard in indices)
     yield Result(
-        name="train/stream bytes used of those read",
+        name="train/stream_bytes_used",
         value=len(wanted) * bare / fetched,
         unit="share",
         better="higher",
@@ -342,7 +342,7 @@ def _remote(folder: Path, given: Any, *, whole: int, ranks: int) -> Iterator[Res
     parquet = (folder / "data" / f"{next(iter(indices))}.parquet").stat().st_size
     block = SIZE * 512
     yield Result(
-        name="train/stream index bytes over sample bytes",
+        name="train/stream_index_bytes",
         value=parquet * len(indices) / (blocks * block),
         unit="ratio",
         better="lower",

@@ -20,7 +20,8 @@ from cluster.storage import LocalStorage, Storage
 from pipelines.dataset import MANIFEST
 from pipelines.models import SnapshotFolder
 from pipelines.pretrained.adoption import adopted
-from pipelines.pretrained.folder import INDEX, WHOLE, DiffusersFolder
+from pipelines.pretrained.autoencoder_folder import AutoencoderFolder
+from pipelines.pretrained.folder import INDEX, WHOLE
 from pipelines.stage import TooMany
 from tests import s3
 from tests.driver import Death
@@ -126,7 +127,7 @@ def test_a_folder_that_stands_still_is_read_once(
     vae: Path, tmp_path: Path, store: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(vae, tmp_path / "vae")
-    assert DiffusersFolder.of(Storage.at(tmp_path / "vae"), "").stamp() is None, "it has changed just now"
+    assert AutoencoderFolder.of(Storage.at(tmp_path / "vae"), "").stamp() is None, "it has changed just now"
     monkeypatch.setattr("pipelines.pretrained.folder.FRESH", 0.0)
     found = taken(tmp_path / "vae", store)
     with monkeypatch.context() as patch:
