@@ -175,15 +175,19 @@ def _rank(rank: int, world: int, folder: str, work: str, training: Any) -> None:
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     rate = trained(training, inputs, rank=rank, world=world, folder=Path(work))
     if rank == 0:
-        (top / "rate").write_text(json.dumps(rate))
+        (Path(work) / "rate").write_text(json.dumps(rate))
 
 
-def _gang(world: int, folder: Path, training: Any) -> float:
-    """Images a second on `world` processes of one thread each."""
+def _gangs(count: int, world: int, folder: Path, training: Any) -> float:
+    """Images a second of `count` trainings at once, on `world` processes of one thread each."""
     (folder / "meeting").unlink(missing_ok=True)
-    context, work = multiprocessing.get_context("spawn"), tempfile.mkdtemp(dir=folder)
+    context, works = (
+        multiprocessing.get_context("spawn"),
+        [tempfile.mkdtemp(dir=folder) for _ in range(count)],
+    )
     ranks = [
         context.Process(target=_rank, args=(rank, world, str(folder), work, training))
+        for work in works
         for rank in range(world)
     ]
     for process in ranks:
@@ -191,8 +195,8 @@ def _gang(world: int, folder: Path, training: Any) -> float:
     for process in ranks:
         process.join()
     if any(process.exitcode for process in ranks):
-        raise RuntimeError(f"of {world} ranks, one or more failed: {[p.exitcode for p in ranks]}")
-    return json.loads((folder / "rate").read_text())
+        raise RuntimeError(f"of {len(ranks)} ranks, one or more failed: {[p.exitcode for p in ranks]}")
+    return sum(json.loads((Path(work) / "rate").read_text()) for work in works)
 
 
 def _ratio(name: str, pairs: list[tuple[float, float]], words: tuple[str, str], **more: Any) -> Result:
@@ -211,23 +215,32 @@ def _ratio(name: str, pairs: list[tuple[float, float]], words: tuple[str, str], 
 
 
 def bench_two_ranks() -> Iterator[Result]:
-    """A DiT of 8 M parameters, 64 tokens, batch 16, gloo: two ranks over one, and FSDP2 over DDP on two."""
+    """A DiT of 8 M parameters, 64 tokens, batch 16, gloo: two ranks over one, and FSDP2 over DDP on two; also
+    two over two trainings of half the batch that know nothing of each other: what the machine has."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         line(folder, side=16, classes=10, count=256)
         ddp = stage(SMALL, batch=16, steps=STEPS)
         fsdp = stage(SMALL, batch=16, steps=STEPS, parallel=FSDPConfig())
-        found = [(_gang(1, folder, ddp), _gang(2, folder, ddp), _gang(2, folder, fsdp)) for _ in range(PAIRS)]
+        half = stage(SMALL, batch=8, steps=STEPS)
+        runs = ((1, 1, ddp), (1, 2, ddp), (2, 1, half), (1, 2, fsdp))
+        found = [[_gangs(count, world, folder, each) for count, world, each in runs] for _ in range(PAIRS)]
     note = "one thread a rank, over gloo; the whole worker: stream, EMA, checkpoint at the end"
     yield _ratio(
         "train/two_ranks_over_one",
-        [(two, one) for one, two, _ in found],
+        [(two, one) for one, two, *_ in found],
         ("two", "one"),
         target=1.7,
         note=note,
     )
     yield _ratio(
-        "train/fsdp_over_ddp_two_ranks", [(cut, two) for _, two, cut in found], ("FSDP2", "DDP"), note=note
+        "train/two_ranks_over_two_apart",
+        [(two, apart) for _, two, apart, _ in found],
+        ("two", "two trainings of half the batch at once"),
+        note=note,
+    )
+    yield _ratio(
+        "train/fsdp_over_ddp_two_ranks", [(cut, two) for _, two, _, cut in found], ("FSDP2", "DDP"), note=note
     )
 
 
