@@ -204,9 +204,10 @@ def _sentence(error: Any) -> str:
 
 
 def _references(stages: Mapping[str, AnyStage]) -> dict[yaml12.Place, str]:
-    """Inputs that name no stage, or one of another kind."""
+    """Inputs that name no stage, one of another kind, or one that does not suit."""
     mistakes: dict[yaml12.Place, str] = {}
     for name, stage in stages.items():
+        made: dict[str, AnyStage] = {}
         for field, reference in stage.named().items():
             if reference is None or external(reference):
                 continue
@@ -220,8 +221,11 @@ def _references(stages: Mapping[str, AnyStage]) -> dict[yaml12.Place, str]:
                     "A dataset or snapshot outside the recipe is written as a path with a /."
                 )
             elif stages[reference].output != wanted.kind:
-                made = f"{reference!r} ({stages[reference].name()}) makes a {stages[reference].output}"
-                mistakes[place] = f"takes a {wanted.kind}, but {made}."
+                other = f"{reference!r} ({stages[reference].name()}) makes a {stages[reference].output}"
+                mistakes[place] = f"takes a {wanted.kind}, but {other}."
+            else:
+                made[field] = stages[reference]
+        mistakes |= {("stages", name, field): text for field, text in stage.unsuited(made).items()}
     return mistakes
 
 

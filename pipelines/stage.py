@@ -233,6 +233,11 @@ class _Stage(ABC):
         """
         return self
 
+    def unsuited(self, made: Mapping[str, Any]) -> dict[str, str]:
+        """What is wrong with how it and stages that it reads go together, by field: told as a mistake of the
+        recipe, before anything runs. `made`: input -> the stage of that recipe that makes it."""
+        return {}
+
     def external(self) -> dict[str, str]:
         """Digests of what it reads beside its inputs (source files, weights), computed when planning."""
         return {}

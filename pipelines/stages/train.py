@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -18,15 +19,15 @@ from diffusion.config import (
     SamplerConfig,
     TimesConfig,
 )
-from pipelines.buckets import known
 from pipelines.encoding.columns import column, statistics_at
 from pipelines.pretrained.config import DiffusersConfig, check_pretrained
 from pipelines.shard_cache import CacheConfig
 from pipelines.shuffling import ShuffleConfig
 from pipelines.stage import KEEP, Input, Inputs, Kind, Session, Stage, added, execution, jsonable
+from pipelines.stages.fitting import check_inputs, unsuited
 from pipelines.stages.mixing import check_mixed, check_mixing, mixed_with
 from pipelines.stages.train_autoencoder import check_training
-from pipelines.training.config import DDPConfig, GuardConfig, ParallelConfig
+from pipelines.training.config import DDPConfig, GuardConfig, ParallelConfig, check_parallel
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +159,8 @@ class Train(Stage):
     """Seconds between two checkpoints; what a killed run loses at most."""
 
     def __post_init__(self) -> None:
-        check_training(self.images_seen, self.batch, self.optimization)
+        check_training(self.images_seen, self.batch, self.optimization, self.resources)
+        check_parallel(self.parallel, self.resources)
         if not 0 < self.tokens <= 1:
             raise ValueError(f"tokens is {self.tokens}; it is a share, above 0 and at most 1.")
         if self.tokens < 1 and not isinstance(self.network, DiTConfig):
@@ -212,6 +214,9 @@ class Train(Stage):
         check_pretrained(self)
 
     def named(self) -> dict[str, str | None]:
+    def unsuited(self, made: Mapping[str, Any]) -> dict[str, str]:
+        return unsuited(self, made)
+
         found = super().named()
         return {**found, "denoiser": None if self.denoiser is None else self.denoiser.path}
 
@@ -239,7 +244,7 @@ class Train(Stage):
         from pipelines.training.kid import check_judge
 
         inputs = self.given(session.inputs)
-        _check_inputs(self, inputs)
+        check_inputs(self, inputs)
         if self.kid_every is not None:
             check_judge(session.inputs)
         check_mixed(self, session.inputs)
@@ -309,29 +314,3 @@ class Train(Stage):
         from pipelines.training.tasks.denoiser import DenoiserTask
 
         return DenoiserTask(self, inputs, device=device, workers=workers)
-
-
-def _check_inputs(stage: Train, inputs: Inputs) -> None:
-    """`ValueError` where latents and autoencoder do not belong together, or mirrored ones are missing."""
-    latents, autoencoder = inputs["latents"], inputs["autoencoder"]
-    statistics = latents.manifest.get("statistics", {})
-    if "latents" not in statistics:
-        raise ValueError(f"{stage.latents} holds no latents: name an encode stage.")
-    # One whose decoder alone was trained on gives latents of the one that it began with.
-    if statistics.get("autoencoder", "") not in (autoencoder.digest(), autoencoder.record.get("encodes_as")):
-        raise ValueError(
-            f"{stage.latents} was not encoded by {stage.autoencoder}: "
-            "name the autoencoder that encode was given."
-        )
-    if stage.null == "encoded" and "empty" not in inputs["text"].manifest["statistics"]["text"]:
-        raise ValueError(f"{stage.text} keeps no empty caption: set `empty: true` in its embed stage.")
-    if stage.low_resolution is not None and known(statistics):
-        raise ValueError(
-            f"{stage.latents} has images of several sizes, and an upscaler trains on one: "
-            "give its ingest a `size` instead of `buckets`."
-        )
-    statistics_at(statistics, stage.resolution)
-    if stage.flips and column(stage.resolution, flipped=True) not in latents.columns:
-        raise ValueError(
-            f"{stage.latents} has no mirrored moments: set `flips: true` in its encode stage too."
-        )

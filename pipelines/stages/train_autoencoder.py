@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from cluster.resources import Resources
 from diffusion.config import (
     AutoencoderConfig,
     IdentityAutoencoderConfig,
@@ -81,7 +82,7 @@ class TrainAutoencoder(Stage):
     """Seconds between two checkpoints; what a killed run loses at most."""
 
     def __post_init__(self) -> None:
-        check_training(self.images_seen, self.batch, self.optimization)
+        check_training(self.images_seen, self.batch, self.optimization, self.resources)
         if self.kl_weight < 0 or self.perceptual_weight < 0:
             raise ValueError("kl_weight and perceptual_weight must be 0 or more.")
         if not 1 <= self.accumulate <= self.batch:
@@ -178,10 +179,18 @@ def networks_in_loss(snapshot: SnapshotFolder) -> list[str]:
     return ["hed"] if snapshot.manifest.get("meaning", {}).get("perceptual_weight") else []
 
 
-def check_training(images_seen: int, batch: int, optimization: OptimizationConfig) -> None:
-    """`ValueError` where a training cannot be what its fields say."""
+def check_training(
+    images_seen: int, batch: int, optimization: OptimizationConfig, resources: Resources | None = None
+) -> None:
+    """`ValueError` where a training cannot be what its fields say; `resources`: of workers that share a
+    batch."""
     if images_seen < 1 or batch < 1:
         raise ValueError(f"images_seen is {images_seen} and batch {batch}; both must be at least 1.")
+    if resources is not None and (resources.workers or 1) > batch:
+        raise ValueError(
+            f"A batch of {batch} leaves some of {resources.workers} workers without an image: "
+            "raise `batch`, or lower `resources.workers`."
+        )
     if optimization.cooldown > images_seen:
         raise ValueError(
             f"optimization.cooldown ({optimization.cooldown:,} images) is longer than the training "

@@ -77,7 +77,7 @@ class TrainCaptioner(Stage):
     """Seconds between two checkpoints; what a killed run loses at most."""
 
     def __post_init__(self) -> None:
-        check_training(self.images_seen, self.batch, self.optimization)
+        check_training(self.images_seen, self.batch, self.optimization, self.resources)
         if min(self.caption_weight, self.contrastive_weight) < 0 or self.caption_weight == 0:
             raise ValueError("caption_weight must be above 0, and contrastive_weight 0 or more.")
         if not 0 <= self.shift < 0.5:

@@ -66,7 +66,7 @@ class TrainClip(Stage):
     """Seconds between two checkpoints; what a killed run loses at most."""
 
     def __post_init__(self) -> None:
-        check_training(self.images_seen, self.batch, self.optimization)
+        check_training(self.images_seen, self.batch, self.optimization, self.resources)
         if self.batch < 2:
             raise ValueError("A batch of 1 has no other pair to tell it from: set `batch` to 2 or more.")
         if self.temperature <= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.resources import Resources
 from pipelines.stage import execution
 
 
@@ -23,7 +24,8 @@ class FSDPConfig:
     kind: Literal["fsdp"] = "fsdp"
     replicas: int = 1
     """Groups of workers of which each holds a whole network (hybrid sharding): the number of nodes, say, so
-    that weights travel within a node only. Must divide the workers."""
+    that weights travel within a node only. Must divide `resources.workers`; while an elastic training has
+    fewer, as many as divide those, too."""
     reshard: bool = True
     """Drops the others' parts after the forward pass and asks for them again, and cuts the gradients of every
     piece of a batch (`accumulate`) at once: less memory, more talk."""
@@ -34,6 +36,16 @@ class FSDPConfig:
 
 
 ParallelConfig = DDPConfig | FSDPConfig
+
+
+def check_parallel(config: ParallelConfig, resources: Resources) -> None:
+    """`ValueError` where the workers cannot be grouped so."""
+    workers = resources.workers or 1
+    if isinstance(config, FSDPConfig) and workers % config.replicas:
+        raise ValueError(
+            f"parallel.replicas is {config.replicas}, and resources.workers {workers}: set `replicas` to a "
+            "number that divides them."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

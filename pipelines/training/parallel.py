@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -114,7 +115,7 @@ def spread(
     if isinstance(config, FSDPConfig):
         cut = shard(
             module,
-            replicas=config.replicas,
+            replicas=math.gcd(config.replicas, member.world),
             reshard=config.reshard,
             gathered=torch.bfloat16 if half else None,
         )

@@ -31,24 +31,30 @@ def carried(network: NetworkConfig, initial: SnapshotFolder, *, name: str) -> Ne
     if record.get("task") != "denoiser" or "network" not in record:
         raise ValueError(f"{name} holds no denoiser: name a train stage as `initial`.")
     theirs = network_config(record["network"])
-    if theirs.kind != network.kind:
-        raise ValueError(
-            f"{name} is a network of kind {theirs.kind} and this one is {network.kind}: give `network` "
-            f"the kind and the fields of {name}'s."
-        )
-    differing = [
-        f"{field.name} {_said(getattr(theirs, field.name))} (here {_said(getattr(network, field.name))})"
-        for field in dataclasses.fields(network)
-        if field.name not in FREE and getattr(theirs, field.name) != getattr(network, field.name)
-    ]
-    if differing:
-        raise ValueError(f"{name} has a network of {', '.join(differing)}: `network` must be the same.")
+    if words := differing(network, theirs, name=name):
+        raise ValueError(words)
     if not isinstance(network, DiTConfig) or network.frame is not None:
         return network
     assert isinstance(theirs, DiTConfig)
     told = record.get("upscaling")
     side = told["size"] if told else record["latent_shape"][1]
     return replace(network, frame=theirs.frame or side // theirs.patch)
+
+
+def differing(network: NetworkConfig, theirs: NetworkConfig, *, name: str) -> str:
+    """In which fields weights of `theirs`, the network of an input called `name`, are none of `network`'s; ""
+    where they are."""
+    if theirs.kind != network.kind:
+        return (
+            f"{name} is a network of kind {theirs.kind} and this one is {network.kind}: give `network` "
+            f"the kind and the fields of {name}'s."
+        )
+    fields = [
+        f"{field.name} {_said(getattr(theirs, field.name))} (here {_said(getattr(network, field.name))})"
+        for field in dataclasses.fields(network)
+        if field.name not in FREE and getattr(theirs, field.name) != getattr(network, field.name)
+    ]
+    return f"{name} has a network of {', '.join(fields)}: `network` must be the same." if fields else ""
 
 
 def begin(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cluster.gang import Member
+from cluster.resources import Resources
 from diffusion import compilation, sharding
 from diffusion.alignment import Aligned
 from diffusion.conditioning import Conditioning
@@ -29,7 +30,7 @@ from diffusion.config import DiTConfig, OptimizationConfig
 from diffusion.training import Rival, TrainingState, fit
 from pipelines.stream import TrainingStream
 from pipelines.training import parallel
-from pipelines.training.config import DDPConfig, FSDPConfig, ParallelConfig
+from pipelines.training.config import DDPConfig, FSDPConfig, ParallelConfig, check_parallel
 from tests.pipelines import tiny
 from tests.pipelines.training.test_trainer import import_all
 
@@ -270,7 +271,11 @@ def network(**changes: Any) -> nn.Module:
 
 def test_who_cannot_be_sharded_is_told_what_to_do(group: Member) -> None:
     with pytest.raises(ValueError, match="2 replicas cannot share 1 workers: set `replicas`"):
-        one(network(), group, FSDPConfig(replicas=2))
+        sharding.shard(network(), replicas=2)
+    with pytest.raises(
+        ValueError, match="replicas is 3, and resources.workers 4: set `replicas` to"
+    ):
+        check_parallel(FSDPConfig(replicas=3), Resources(workers=4))
     with pytest.raises(ValueError, match="discriminator cannot be sharded: set `parallel: {kind: ddp}`"):
         one(network(), group, rival=Rival(name="discriminator"))
     scaled = network()
@@ -279,6 +284,10 @@ def test_who_cannot_be_sharded_is_told_what_to_do(group: Member) -> None:
         one(scaled, group)
     with pytest.raises(ValueError, match="leave `recompute` out"):
         one(nn.Linear(2, 2), group, recompute=True)
+
+
+def test_an_elastic_training_of_fewer_workers_has_as_many_replicas_as_divide_them(group: Member) -> None:
+    assert one(network(), group, FSDPConfig(replicas=2)).ddp is not None
 
 
 def test_a_group_is_made_where_one_is_needed_and_missing() -> None:
