@@ -213,10 +213,10 @@ class Train(Stage):
 
         check_pretrained(self)
 
-    def named(self) -> dict[str, str | None]:
     def unsuited(self, made: Mapping[str, Any]) -> dict[str, str]:
         return unsuited(self, made)
 
+    def named(self) -> dict[str, str | None]:
         found = super().named()
         return {**found, "denoiser": None if self.denoiser is None else self.denoiser.path}
 
