@@ -16,6 +16,8 @@ RESTARTS = 3
 """Failures in a row, without a step further than ever before, after which a gang is given up."""
 WAITING = 10_000
 """Events that wait for the driver at most; older ones are dropped first."""
+SAFE = "safe"
+"""Kind of the event that what a gang has is safe, now that it was told to end."""
 
 
 class GangStopped(Exception):
@@ -182,6 +184,8 @@ class Mailbox:
         if attempt == self.attempt:
             self.close(str(error))
         if self._paused:
+            if self.error is None:
+                self.put({"kind": SAFE})
             self.give_up(error)
         return bool(self._paused)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.gang import GangWorker, run_alone, run_gang
+from cluster.mailbox import SAFE
 from cluster.resources import Capacity, Resources, limit_threads
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class Executor(Protocol):
     def pause(self, seconds: float) -> None:
         """Asks trainings to make safe what they have and end (`GangPaused`); returns when they have, or after
         so many seconds."""
+        ...
+
+    def check(self) -> None:
+        """Raises `HeadLost` where nothing more can be done here; to be asked now and then."""
         ...
 
     def cancel(self) -> None:
@@ -136,6 +141,9 @@ class InlineExecutor:
         """Only asks: this thread is the one that trains."""
         self.paused.set()
 
+    def check(self) -> None:
+        pass
+
     def cancel(self) -> None:
         pass
 
@@ -152,7 +160,8 @@ class RayExecutor:
     """Workers that may die on one item before it is given up."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     paused: threading.Event = field(default_factory=threading.Event)
-    _training: int = 0
+    _going: dict[str, bool] = field(default_factory=dict)
+    """Trainings, and whether what they have is safe."""
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     parallel = True
@@ -231,31 +240,48 @@ class RayExecutor:
         on_event: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
         self.session.start()
-        self._count(1)
+        self._tell(name, False)
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["kind"] == SAFE:
+                self._tell(name, True)
+            else:
+                on_event(event)
+
         try:
             return run_gang(
                 worker,
                 config,
                 resources=resources,
                 name=name,
-                on_event=on_event,
+                on_event=listen,
                 storage_path=self.session.train_storage,
                 cancelled=self.cancelled,
                 paused=self.paused,
                 alone=self.session.local,
             )
         finally:
-            self._count(-1)
+            self._tell(name, None)
 
-    def _count(self, change: int) -> None:
+    def _tell(self, name: str, safe: bool | None) -> None:
+        """Of a training: whether what it has is safe; None when it has ended."""
         with self._changed:
-            self._training += change
+            if safe is None:
+                self._going.pop(name, None)
+            else:
+                self._going[name] = safe
             self._changed.notify_all()
 
     def pause(self, seconds: float) -> None:
+        """Where the head is lost no training ends by itself: then it is enough that they are safe."""
         self.paused.set()
         with self._changed:
-            self._changed.wait_for(lambda: not self._training, timeout=seconds)
+            self._changed.wait_for(
+                lambda: not self._going or (self.session.lost and all(self._going.values())), timeout=seconds
+            )
+
+    def check(self) -> None:
+        self.session.check()
 
     def cancel(self) -> None:
         self.cancelled.set()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.head import Head
 from cluster.jobs import current
 from cluster.resources import Capacity
 
@@ -37,6 +38,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Read by Ray when it is imported; what the environment says already is kept."""
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""The same where Ray is started here: nobody takes this machine away, and tells it."""
 
 
 def packages() -> tuple[Path, ...]:
@@ -67,6 +70,7 @@ class RaySession:
     _found: bool = False
     """Whether this process was connected before, and is to stay so."""
     _notes: tempfile.TemporaryDirectory[str] | None = None
+    _head: Head | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -113,6 +117,17 @@ class RaySession:
             self._notes = tempfile.TemporaryDirectory(prefix="latentmill-train-", ignore_cleanup_errors=True)
         return self._notes.name
 
+    def check(self) -> None:
+        """Raises `HeadLost` where the cluster's head has not answered for too long."""
+        if self._ready.is_set() and self.address:
+            self._head = self._head or Head(self.address, local=self.local)
+            self._head.check()
+
+    @property
+    def lost(self) -> bool:
+        """Whether `check` has found so."""
+        return self._head is not None and self._head.lost
+
     def close(self) -> None:
         """Disconnects; stops what was started here."""
         if self._thread is None:
@@ -139,7 +154,7 @@ class RaySession:
             ray.shutdown()
 
     def _join(self) -> None:
-        for name, value in SETTINGS.items():
+        for name, value in (SETTINGS | (ALONE if self.local else {})).items():
             os.environ.setdefault(name, value)
         import logging
 

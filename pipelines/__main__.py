@@ -62,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except KeyboardInterrupt as error:
+        from cluster.head import HeadLost
         from cluster.jobs import current
 
+        lost = f"{error}: " if isinstance(error, HeadLost) else ""
         again = f"; `{program()} {shlex.join(given)}` goes on from here" if given[0] == "run" else ""
         again = "; submitted again, it goes on from here" if current() is not None else again
-        print(f"\nlatentmill: stopped{again}.", file=sys.stderr)
+        print(f"\nlatentmill: {lost}stopped{again}.", file=sys.stderr)
         return getattr(error, "status", 130)
     except BrokenPipeError:  # `latentmill ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

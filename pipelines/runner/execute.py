@@ -87,7 +87,7 @@ class Run:
                         thread.start()
                 if not going:
                     break
-                name, error = _wait(ended)
+                name, error = _wait(ended, self.executor)
                 _, cpus, gpus = going.pop(name)
                 free = [free[0] + cpus, free[1] + gpus]
                 failure = failure or error
@@ -268,8 +268,9 @@ def check_room(store: Storage, stages: Iterable[PlannedStage]) -> None:
         )
 
 
-def _wait(ended: queue.SimpleQueue[Any]) -> Any:
-    """As `get`, but an interrupt from the keyboard comes through."""
+def _wait(ended: queue.SimpleQueue[Any], executor: Executor) -> Any:
+    """As `get`, but an interrupt from the keyboard comes through, and `HeadLost`."""
     while True:
         with contextlib.suppress(queue.Empty):
             return ended.get(timeout=0.5)
+        executor.check()

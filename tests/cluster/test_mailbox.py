@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.mailbox import GangFailed, GangPaused, Mailbox, Place, Reply, Report
+from cluster.mailbox import SAFE, GangFailed, GangPaused, Mailbox, Place, Reply, Report
 
 
 class Clock:
@@ -89,7 +89,9 @@ def test_a_pause_that_the_driver_wants_is_the_end(mailbox: Mailbox) -> None:
     assert not reach(mailbox, 0, 1).stopping
     mailbox.pause("the run is to end")
     assert reach(mailbox, 0, 2).stopping
-    assert mailbox.paused(0, GangPaused("Stopped at 8 images."))
+    for _ in range(2):  # of each worker
+        assert mailbox.paused(0, GangPaused("Stopped at 8 images."))
+    assert [event["kind"] for event in mailbox.take()] == [SAFE]
     assert isinstance(mailbox.final(), GangPaused)
     assert mailbox.fate() == (mailbox.final(), "the run is to end")
 
