@@ -22,10 +22,14 @@ def seconds(local: bool) -> float:
     head = Head("10.0.0.1:6379", local=local, reached=lambda address: there[0], clock=clock)
     head.check()
     there[0] = False
-    with pytest.raises(HeadLost) as raised:
+
+    def wait() -> None:
         while clock.now < 1000.0:
             head.check()
             clock.now += 0.5
+
+    with pytest.raises(HeadLost) as raised:
+        wait()
     assert head.lost
     assert ("10.0.0.1:6379" in str(raised.value)) is not local
     return clock.now - 100.0
