@@ -114,8 +114,9 @@ class TrainingState:
         With FSDP2 they are sharded; `diffusion.sharding.gathered` makes them what one rank alone would have.
 
         Args:
-            frozen: with the parameters that are not trained, which have no averages. Whoever loads the state
-                may have them already, as most of a network of which only adapters are trained.
+            frozen: with the parameters that are not trained, which have no averages, and the buffers of parts
+                that have no others. Whoever loads the state may have them already, as most of a network of
+                which only adapters are trained.
         """
         left_out = set() if frozen else self._frozen()
         tensors = {f"module.{n}": t for n, t in self.module.state_dict().items() if n not in left_out}
@@ -156,8 +157,14 @@ class TrainingState:
         self.images_seen = int(tensors["images_seen"])
 
     def _frozen(self) -> set[str]:
-        """Names of the parameters that are not trained."""
-        return {name for name, p in self.module.named_parameters() if not p.requires_grad}
+        """Names of the parameters that are not trained, and of the buffers of parts that have no others."""
+        found = {name for name, p in self.module.named_parameters() if not p.requires_grad}
+        for place, part in self.module.named_modules():
+            own = [name for name, _ in part.named_buffers(recurse=False)]
+            learns = [p.requires_grad for p in part.parameters()] if own else []
+            if learns and not any(learns):
+                found |= {f"{place}.{name}" if place else name for name in own}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

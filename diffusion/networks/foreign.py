@@ -6,6 +6,7 @@ predicts. No library is asked for here; a module is known by how it is called.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 
 import torch
@@ -33,11 +34,15 @@ class Foreign(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.channels, self.chain, self.tokens = channels, chain, tokens
+        self.arithmetic: torch.dtype | None = None
+        """Autocast's, for a module whose matrices are held in it; that of the surroundings if None."""
 
     def forward(
         self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        return self.predict(x, self.timestep(t), conditioning)[:, : self.channels]
+        held = self.arithmetic is not None
+        with torch.autocast(x.device.type, self.arithmetic) if held else contextlib.nullcontext():
+            return self.predict(x, self.timestep(t), conditioning)[:, : self.channels]
 
     @abstractmethod
     def predict(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pipelines.dataset import Dataset
 from pipelines.pretrained.config import DiffusersConfig, LoRAConfig
 from pipelines.pretrained.denoiser import FLOWS, DiffusersNetwork
-from pipelines.pretrained.denoiser_folder import module_of, network_of
+from pipelines.pretrained.denoiser_folder import module_of, network_of, stored
 from pipelines.pretrained.folder import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from diffusion.networks.foreign import Foreign
     from pipelines.models import SnapshotFolder
 
 PIXELS = "identity"
@@ -29,20 +30,33 @@ class Begun(DiffusersNetwork):
 
     snapshot: SnapshotFolder = field(metadata={"execution": True})
     lora: LoRAConfig | None = field(default=None, metadata={"execution": True})
+    half: bool = field(default=False, metadata={"execution": True})
+    """Whether weights that adapters leave as they are may be in bf16, as all arithmetic with them is."""
 
     def module(self) -> nn.Module:
-        made = module_of(self.snapshot)
+        made = module_of(self.snapshot, half=self._halved)
         if self.lora is None:
             return made.requires_grad_(True)
         from pipelines.pretrained.lora import inject
 
         return inject(made, self.lora)
 
+    def around(self, module: nn.Module, *, classes: int = 0) -> Foreign:
+        import torch
+
+        made = super().around(module, classes=classes)
+        made.arithmetic = torch.bfloat16 if self._halved else None
+        return made
+
     def weights(self, module: Any) -> dict[str, Tensor]:
-        """Of the snapshot: by diffusers' names, adapters merged."""
+        """Of the snapshot: by diffusers' names, adapters merged into weights that nothing has rounded."""
         from pipelines.pretrained.lora import merged
 
-        return merged(module.model)
+        return merged(module.model, stored(self.snapshot) if self._halved else None)
+
+    @property
+    def _halved(self) -> bool:
+        return self.half and self.lora is not None
 
     def adapters(self, module: Any) -> dict[str, dict[str, Tensor]]:
         """In a file as diffusers reads it; none where all weights are trained."""
@@ -53,8 +67,11 @@ class Begun(DiffusersNetwork):
         return {FILE: alone(module.model, part="transformer" if self.transformer else "unet")}
 
 
-def begun(config: DiffusersConfig, inputs: Mapping[str, Any], *, null: str) -> Begun:
+def begun(config: DiffusersConfig, inputs: Mapping[str, Any], *, null: str, half: bool = False) -> Begun:
     """What a training's inputs and its `denoiser` stand for.
+
+    Args:
+        half: whether its arithmetic is bf16's.
 
     Raises:
         ValueError: its captions are not those that the denoiser reads; says which are.
@@ -74,7 +91,7 @@ def begun(config: DiffusersConfig, inputs: Mapping[str, Any], *, null: str) -> B
     factor = _factor(inputs["latents"].manifest["statistics"])
     said = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
     said |= {"tokens": tokens, "factor": factor, "guidance": config.guidance}
-    return Begun(**said, snapshot=snapshot, lora=config.lora)
+    return Begun(**said, snapshot=snapshot, lora=config.lora, half=half)
 
 
 def scaled(inputs: Mapping[str, Any]) -> dict[str, Any]:

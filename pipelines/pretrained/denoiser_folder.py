@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +174,10 @@ class DenoiserFolder(DiffusersFolder):
 
 
 def module_of(snapshot: SnapshotFolder, *, half: bool = False) -> nn.Module:
-    """The module of an adopted denoiser on the CPU, in fp32; in bf16 if `half`.
+    """The module of an adopted denoiser on the CPU, in fp32.
+
+    With `half` its matrices (`matrices`) are in bf16, and nothing of it was in fp32 on the way: autocast to
+    bf16 rounds each of them before every product, so under it what comes out has the same bits.
 
     `ValueError` where a file was changed since, or diffusers is not installed.
     """
@@ -182,13 +185,51 @@ def module_of(snapshot: SnapshotFolder, *, half: bool = False) -> nn.Module:
 
     from pipelines.pretrained.denoiser import known_class
 
-    made = known_class(network_of(snapshot.record).name)
-    return made.from_pretrained(
+    made = known_class(network_of(snapshot.record).name).from_pretrained(
         snapshot.local(),
         torch_dtype=torch.bfloat16 if half else torch.float32,
         use_safetensors=True,
         local_files_only=True,
     )
+    if half:
+        exact = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+        exact = {name: tensor for name, tensor in exact.items() if name not in matrices(made)}
+        for tensor in exact.values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.float()
+        for name, tensor in stored(snapshot, only=exact.keys()):
+            exact[name].data.copy_(tensor.view_as(exact[name]))
+    return made
+
+
+def matrices(module: nn.Module) -> set[str]:
+    """Names of the weights that autocast rounds before it multiplies with them: of linear layers and
+    convolutions."""
+    from torch import nn
+
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, layers)}
+
+
+def stored(snapshot: SnapshotFolder, *, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The weights of an adopted denoiser as its files have them, one at a time, by diffusers' names of today.
+
+    Args:
+        only: names; all if None.
+    """
+    from safetensors import safe_open
+
+    from diffusion.autoencoders.diffusers_format import modern_name
+
+    folder = snapshot.local()
+    for file in sorted(snapshot.record["files"]):
+        if not file.endswith(".safetensors"):
+            continue
+        with safe_open(folder / file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                name = modern_name(key)
+                if only is None or name in only:
+                    yield name, opened.get_tensor(key)
 
 
 def network_of(record: Mapping[str, Any], **fields: Any) -> DiffusersNetwork:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.pretrained.config import LoRAConfig
@@ -21,7 +21,8 @@ NAME = "default"
 def inject(module: nn.Module, config: LoRAConfig) -> nn.Module:
     """The module with adapters in its layers, which alone are trained; what it computes is as before.
 
-    Random numbers are torch's own, so that a seed set before decides them.
+    Random numbers are torch's own, so that a seed set before decides them. Adapters are in fp32, whatever the
+    layers are in.
 
     Raises:
         ValueError: peft is not installed, or no layer is called as the targets say.
@@ -47,24 +48,40 @@ def inject(module: nn.Module, config: LoRAConfig) -> nn.Module:
         raise ValueError(f"lora.targets: no layer of the denoiser ends in {names}.") from error
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
     return module
 
 
-def merged(module: nn.Module) -> dict[str, Tensor]:
-    """The state of the module without adapters that computes the same, by the names it had before them."""
+def merged(module: nn.Module, base: Iterable[tuple[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    """The state of the module without adapters that computes the same, by the names it had before them.
+
+    Args:
+        base: its weights without adapters, by those names, where the module has them in less precision.
+    """
     layers = dict(adapted(module))
+    own = dict(_without(module, layers))
     state: dict[str, Tensor] = {}
+    for name, tensor in own.items() if base is None else base:
+        owner, _, last = name.rpartition(".")
+        # A shape may be older than the module's: attention as convolutions.
+        whole = tensor.view(own[name].shape)
+        if owner in layers and last == "weight":
+            delta = layers[owner].get_delta_weight(NAME)
+            whole = (whole.to(delta) + delta).to(tensor.dtype if base is None else delta.dtype)
+        state[name] = whole
+    return state
+
+
+def _without(module: nn.Module, layers: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The module's tensors but for the adapters', by the names they had before them."""
     for name, tensor in module.state_dict().items():
         place, _, last = name.rpartition(".")
         owner = place.removesuffix(".base_layer")
-        if owner == place or owner not in layers:
-            if not any(name.startswith(f"{layer}.lora_") for layer in layers):
-                state[name] = tensor
-            continue
-        if last == "weight":
-            tensor = tensor + layers[owner].get_delta_weight(NAME).to(tensor.dtype)
-        state[f"{owner}.{last}"] = tensor
-    return state
+        if owner != place and owner in layers:
+            yield f"{owner}.{last}", tensor
+        elif not any(name.startswith(f"{layer}.lora_") for layer in layers):
+            yield name, tensor
 
 
 def alone(module: nn.Module, *, part: str) -> dict[str, Tensor]:

@@ -111,7 +111,8 @@ class Train(Stage):
     """Uses the mirrored moments for half of the samples; encode must have been told `flips: true`."""
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's arithmetic; its weights stay float32."""
+    """Of the network's arithmetic; its weights stay float32, but for those beside a pretrained denoiser's
+    adapters, which are not trained."""
     tokens: float = added(1.0)
     """Share of a transformer's tokens that its middle blocks see until the cooldown; the others pass by
     (Krause et al., 2025, "TREAD"), which is faster, and better for the time."""
@@ -292,7 +293,7 @@ class Train(Stage):
         if self.denoiser is not None:
             from pipelines.pretrained.begun import begun
 
-            return begun(self.denoiser, inputs, null=self.null)
+            return begun(self.denoiser, inputs, null=self.null, half=self.precision == "bfloat16")
         from pipelines.training.tasks.initial import carried
 
         initial = inputs.get("initial")

@@ -130,13 +130,14 @@ def spread(
 
 
 def _copy(module: nn.Module, *, shell: bool) -> nn.Module:
-    """The same module again; a shell has its shapes, and no memory."""
+    """The same module again, with the very parameters that are not trained; a shell has its shapes, and no
+    memory."""
     import copy
 
     import torch
     from torch import nn
 
-    memo: dict[int, Tensor] = {}
+    memo: dict[int, Tensor] = {id(p): p for p in module.parameters() if not p.requires_grad}
     if shell:
         for parameter in module.parameters():
             empty = torch.empty_like(parameter, device="meta")
