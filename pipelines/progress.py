@@ -219,9 +219,8 @@ class Lines:
         elif kind == "stage_end":
             took = duration(row.ended - row.started)
             counts = f"{row.counts()}, " if row.total else ""
-            self._say(
-                f"{name}: failed: {row.told}" if row.state == "failed" else f"{name}: {counts}done in {took}"
-            )
+            word = "" if event.get("state") == "interrupted" else "failed: "
+            self._say(f"{name}: {word}{row.told}" if row.told else f"{name}: {counts}done in {took}")
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

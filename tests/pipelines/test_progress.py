@@ -148,6 +148,16 @@ def test_what_was_interrupted_is_not_called_failed() -> None:
     assert "interrupted at 40 of 100 images" in file.getvalue()
 
 
+def test_nor_is_it_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    listener = progress.shown(Console(file=file, width=90), [("train", "new"), ("other", "new")])
+    for stage, state in (("train", "interrupted"), ("other", "failed")):
+        listener(event("stage_start", 0.0, stage))
+        listener(event("stage_end", 2.0, stage, state=state, error="Stopped at 40 images."))
+    assert "train: Stopped at 40 images.\n" in file.getvalue()
+    assert "other: failed: Stopped at 40 images.\n" in file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
