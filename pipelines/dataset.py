@@ -6,6 +6,7 @@ Datasets of one line have equal rows under equal shard names, so their columns a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.storage import LocalStorage, Storage
+from pipelines.shard_table import Entries, ShardTable, cut, spelt
 from pipelines.shards import ShardError, ShardFile, ShardIndex, ShardInfo, canonical, read_index, verify_shard
 from pipelines.stage import DROPPED
 from pipelines.tar import Span
@@ -49,8 +51,10 @@ class Dataset:
     def __init__(self, storage: Storage, manifest: Mapping[str, Any]) -> None:
         self.storage = storage
         self.manifest: dict[str, Any] = dict(manifest)
-        self.shards = [ShardInfo(**shard) for shard in self.manifest["shards"]]
-        self._by_name = {shard.name: shard for shard in self.shards}
+        given = self.manifest["shards"]
+        self.shards: Sequence[ShardInfo] = (
+            given.table if isinstance(given, Entries) else [ShardInfo(**shard) for shard in given]
+        )
         self._indices: dict[str, ShardIndex] = {}
 
     @staticmethod
@@ -73,24 +77,41 @@ class Dataset:
     @property
     def columns(self) -> list[str]:
         """Names of the columns that at least one sample has; `image` beside its jpg, png or webp."""
+        if isinstance(self.shards, ShardTable):
+            return sorted(self.shards.columns)
         return sorted({name for shard in self.shards for name in shard.columns})
 
     @property
     def splits(self) -> list[str]:
+        if isinstance(self.shards, ShardTable):
+            return sorted(self.shards.splits)
         return sorted({shard.split for shard in self.shards})
 
     def __len__(self) -> int:
         """Samples that were committed, over all splits."""
         return sum(shard.samples - shard.rejected for shard in self.shards)
 
+    @functools.cached_property
+    def table(self) -> ShardTable:
+        """What the manifest says of the shards, as arrays."""
+        if isinstance(self.shards, ShardTable):
+            return self.shards
+        return ShardTable([[shard.__dict__ for shard in self.shards]])
+
     def digest(self, columns: Sequence[str] = ()) -> str:
         """Of what the columns hold (all if none is named): never of tars, paths or times."""
         return _digest(self.shards, columns or self.columns, self.classes)
 
     def info(self, shard: str) -> ShardInfo:
-        if shard not in self._by_name:
+        given = self.shards
+        n = given.find(shard) if isinstance(given, ShardTable) else self._numbers.get(shard)
+        if n is None:
             raise ValueError(f"{self.storage.url} has no shard {shard}.")
-        return self._by_name[shard]
+        return given[n]
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {shard.name: n for n, shard in enumerate(self.shards)}
 
     def index(self, shard: str) -> ShardIndex:
         """The shard's rows; checked against the manifest, then kept."""
@@ -159,7 +180,7 @@ class Joined:
     datasets: Mapping[str, Dataset]
 
     @property
-    def shards(self) -> list[ShardInfo]:
+    def shards(self) -> Sequence[ShardInfo]:
         return next(iter(self.datasets.values())).shards
 
     def read(self, shard: str, columns: Mapping[str, Sequence[str]]) -> Iterator[Record]:
@@ -196,7 +217,7 @@ def lined_up(datasets: Mapping[str, Dataset]) -> None:
     """`ValueError` unless all have the same shards; their rows are not looked at."""
     (first_name, first), *others = datasets.items()
     for name, other in others:
-        if [(s.name, s.split) for s in other.shards] != [(s.name, s.split) for s in first.shards]:
+        if not other.table.alike(first.table):
             raise ValueError(f"{name} and {first_name} have different shards: they are not of one line.")
 
 
@@ -279,25 +300,55 @@ _known: dict[str, dict[str, Any]] = {}
 
 
 def _parsed(data: bytes, url: str) -> dict[str, Any]:
+    damaged = ShardError(f"{url}/{MANIFEST} is damaged.")
     try:
-        manifest = json.loads(data)
+        # Of a large one the shards become arrays, a few objects at a time.
+        found = cut(data) if len(data) >= _LARGE else None
+        manifest = json.loads(data if found is None else found[0])
     except ValueError as error:
-        raise ShardError(f"{url}/{MANIFEST} is damaged.") from error
+        raise damaged from error
     if not isinstance(manifest, dict):
-        raise ShardError(f"{url}/{MANIFEST} is damaged.")
+        raise damaged
     if manifest.get("format") != 1:
         raise ValueError(
             f"{url}/{MANIFEST} has format {manifest.get('format')}; this version reads format 1."
         )
-    if manifest.get("sha256") != _own_digest(manifest) or not data.endswith(b"\n}\n"):
+    if found is None:
+        digest = _own_digest(manifest)
+    else:
+        hasher = hashlib.sha256(_beside(manifest, before=True) + b'"shards":[')
+        try:
+            manifest["shards"] = Entries(ShardTable(_hashed(found[1], hasher)))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise damaged from error
+        hasher.update(b"]" + _beside(manifest, before=False))
+        digest = hasher.hexdigest()
+    if manifest.get("sha256") != digest or not data.endswith(b"\n}\n"):
         raise ShardError(f"{url}/{MANIFEST} was changed after it was written.")
     return manifest
+
+
+def _hashed(parts: Iterable[bytes], hasher: Any) -> Iterator[list[Any]]:
+    for n, text in enumerate(parts):
+        part = json.loads(text)
+        hasher.update((b"," if n else b"") + spelt(text, part)[1:-1])
+        yield part
+
+
+def _beside(manifest: Mapping[str, Any], *, before: bool) -> bytes:
+    """The manifest's spelling in its digest, before or behind its shards."""
+    text = canonical(
+        {k: v for k, v in manifest.items() if k not in ("sha256", "shards") and (k < "shards") == before}
+    )
+    inner = b"," * (text != b"{}")
+    return text[:-1] + inner if before else inner + text[1:]
 
 
 def _digest(shards: Iterable[ShardInfo], columns: Sequence[str], classes: Sequence[str]) -> str:
     names = sorted(columns)
     hasher = hashlib.sha256()
-    for shard in sorted(shards, key=lambda shard: shard.name):
+    ordered = shards.ordered() if isinstance(shards, ShardTable) else sorted(shards, key=lambda one: one.name)
+    for shard in ordered:
         digests = [[name, shard.columns.get(name, {}).get("digest", "")] for name in names]
         hasher.update(canonical([shard.name, shard.split, digests]) + b"\n")
     if "cls" in names:

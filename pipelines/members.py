@@ -19,6 +19,10 @@ from pipelines.view import View
 
 SPARSE = 8
 """Neighbours are read with a member unless they are so many times larger than what is wanted of them."""
+PARTS = 4
+"""A block is read in so many parts: of one that two machines share, each reads what is nearly its own."""
+LEAST, MOST = 2 << 20, 32 << 20
+"""Bytes of a part: a block of fewer is not cut, for a request takes as long; parts of more are cut again."""
 
 
 class Members:
@@ -37,7 +41,7 @@ class Members:
         Args:
             columns: that are read of most rows.
             cache: for a remote dataset; None reads every member by itself.
-            block: rows that are read in one go, at most.
+            block: rows that are read one after another.
         """
         self.dataset, self.columns, self.block = dataset, tuple(columns), block
         self.local = isinstance(dataset.storage, LocalStorage)
@@ -87,27 +91,33 @@ class Members:
         """Has what `read` of these rows will take at hand, where it is remote."""
         if self.cache is None or not self.neighbours:
             return
-        for number in sorted({self._block(spans, n) for n in rows}):
+        for number in sorted({self._part(spans, n) for n in rows}):
             low, high, total = self._reach(spans, number)
             if total > 0 and total * SPARSE >= high - low:
                 self.cache.keep(
                     self.dataset.storage, f"{spans.info.name}.tar", spans.info.sha256, (low, high - low)
                 )
 
-    def _block(self, spans: Spans, n: int) -> int:
-        rows = spans.info.samples
-        return ((n + 1) * -(-rows // self.block) - 1) // rows
+    def _part(self, spans: Spans, n: int) -> int:
+        """Number of the part of the shard, in equal ones, that row `n` is read with."""
+        return ((n + 1) * self._parts(spans) - 1) // spans.info.samples
 
-    def _reach(self, spans: Spans, block: int) -> tuple[int, int, int]:
-        rows = spans.info.samples
-        count = -(-rows // self.block)
-        return spans.reach(block * rows // count, (block + 1) * rows // count, self.columns)
+    def _parts(self, spans: Spans) -> int:
+        """Blocks are cut anew where the rows of one take much or little: the same for all who read them."""
+        info = spans.info
+        blocks = -(-info.samples // self.block)
+        size = sum(int(info.columns.get(column, {}).get("bytes", 0)) for column in self.columns) // blocks
+        return blocks * max(1, min(PARTS, size // LEAST), -(-size // MOST))
+
+    def _reach(self, spans: Spans, part: int) -> tuple[int, int, int]:
+        rows, count = spans.info.samples, self._parts(spans)
+        return spans.reach(part * rows // count, (part + 1) * rows // count, self.columns)
 
     def _around(self, spans: Spans, n: int, offset: int, size: int) -> tuple[int, int] | None:
-        """The range that a member of row `n` is read with: of its block's rows."""
+        """The range that a member of row `n` is read with: of its part's rows."""
         if self.cache is None or not self.neighbours:
             return None
-        low, high, total = self._reach(spans, self._block(spans, n))
+        low, high, total = self._reach(spans, self._part(spans, n))
         # Another column, or one of many large ones that nobody asks for.
         if not low <= offset <= offset + size <= high or total * SPARSE < high - low:
             return None

@@ -16,7 +16,6 @@ from pipelines.buckets import Size
 from pipelines.dataset import Dataset, lined_up
 from pipelines.members import Members
 from pipelines.shard_cache import CacheConfig, OpenFiles, ShardCache
-from pipelines.shard_index import ShardInfo
 from pipelines.shuffling import ShuffleConfig
 from pipelines.spans import Spans
 
@@ -33,6 +32,10 @@ class _Shard:
     spans: Mapping[str, Spans]
     rows: np.ndarray | None
     """Which rows count, ascending, int32; all if None."""
+
+    def __len__(self) -> int:
+        """Rows that count."""
+        return next(iter(self.spans.values())).info.samples if self.rows is None else len(self.rows)
 
     @property
     def nbytes(self) -> int:
@@ -71,8 +74,9 @@ class Rows:
         """
         self.datasets, self.required = dict(datasets), dict(required)
         lined_up(self.datasets)
-        first = next(iter(self.datasets.values()))
-        self.shards = [shard.name for shard in first.shards if shard.split == split]
+        self._table = next(iter(self.datasets.values())).table
+        self.shards = self._table.of(split)
+        """Numbers of the split's shards in the manifests."""
         columns = {
             name: tuple(
                 dict.fromkeys(
@@ -99,10 +103,16 @@ class Rows:
         if not len(self) and not optional:
             wanted = ", ".join(f"{column} of {name}" for name, column in required.items())
             raise ValueError(f"The {split} split has no sample with {wanted}.")
-        for name, reader in self.members.items():
-            whole = sum(of.get("bytes", 0) for of in self._facts(name, columns[name]))
-            if kept is not None and len(self) <= shuffle.window and whole > kept.budget:
-                reader.neighbours = False  # all are mixed at once, and more than the cache holds
+        whole = sum(
+            int(dataset.table.columns[column].bytes[self.shards].sum())
+            for name, dataset in self.datasets.items()
+            for column in columns[name]
+            if column in dataset.table.columns
+        )
+        self._fits = kept is None or whole <= kept.budget
+        """Whether the machine keeps all that it ever read."""
+        if len(self) <= shuffle.window:
+            self._alone()  # all are mixed at once
 
     def __len__(self) -> int:
         return self._length
@@ -111,12 +121,12 @@ class Rows:
         """Shard of a row, and which of its rows it is."""
         n, place = self._where(number)
         rows = self._shard(n).rows if self._partial[n] else None
-        return self.shards[n], place if rows is None else int(rows[place])
+        return self._name(n), place if rows is None else int(rows[place])
 
     def places(self) -> Iterator[tuple[str, int]]:
         """The same of all rows, in order."""
-        for n, shard in enumerate(self.shards):
-            count = int(self.starts[n + 1] - self.starts[n])
+        for n in range(len(self.shards)):
+            shard, count = self._name(n), int(self.starts[n + 1] - self.starts[n])
             rows = self._shard(n).rows if self._partial[n] and count else None
             for place in range(count):
                 yield shard, place if rows is None else int(rows[place])
@@ -162,8 +172,7 @@ class Rows:
         """
         if not buckets.known(self.datasets[name].manifest.get("statistics", {})):
             return {}
-        for reader in self.members.values():
-            reader.neighbours = False  # a row's neighbours are of other sizes, and come at other times
+        self._alone()  # a row's neighbours are of other sizes, and come at other times
         found: dict[Size, list[np.ndarray]] = {}
         for n in range(len(self.shards)):
             numbers = np.arange(self.starts[n], self.starts[n + 1], dtype=np.int64)
@@ -181,6 +190,11 @@ class Rows:
                 found.setdefault((size[0], size[1]), []).append(mine)
         return {size: np.concatenate(found[size]) for size in buckets.ordered(found)}
 
+    def _alone(self) -> None:
+        """Has members read without their neighbours, which would be gone from the cache by their turn."""
+        for reader in self.members.values():
+            reader.neighbours = self._fits
+
     def _where(self, number: int) -> tuple[int, int]:
         """Number of a row's shard, and its place among those of the shard that count."""
         if not 0 <= number < self._length:
@@ -193,39 +207,32 @@ class Rows:
         shard = self._shard(n)
         return shard, place if shard.rows is None else int(shard.rows[place])
 
-    def _facts(self, name: str, columns: Sequence[str]) -> Iterator[Mapping[str, int]]:
-        for shard in self.shards:
-            for column in columns:
-                yield self.datasets[name].info(shard).columns.get(column, {})
+    def _name(self, n: int) -> str:
+        return self._table.name(int(self.shards[n]))
 
     def _counted(self) -> np.ndarray:
-        counts = np.zeros(len(self.shards), np.int64)
-        self._partial = np.zeros(len(self.shards), bool)
-        unknown: list[int] = []
-        for n, shard in enumerate(self.shards):
-            lacking = list(self._lacking(shard))
-            self._partial[n] = bool(lacking)
-            if len(lacking) > 1:
-                unknown.append(n)
-            else:
-                counts[n] = lacking[0] if lacking else next(iter(self.datasets.values())).info(shard).samples
+        counts = self._table.samples[self.shards].astype(np.int64)
+        lacking = np.zeros(len(self.shards), np.int64)
+        for name in self.datasets:
+            samples, some = self._counts(name)
+            counts[some < samples] = some[some < samples]
+            lacking += some < samples
+        self._partial = lacking > 0
+        unknown = np.flatnonzero(lacking > 1).tolist()
         with ThreadPoolExecutor(READERS) as pool:
             for n, shard in zip(unknown, pool.map(self._shard, unknown), strict=True):
-                counts[n] = 0 if shard.rows is None else len(shard.rows)
+                counts[n] = len(shard)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
-    def _lacking(self, shard: str) -> Iterator[int]:
-        """Of each dataset some rows of which do not count for what it holds, how many do."""
-        for name, dataset in self.datasets.items():
-            info: ShardInfo = dataset.info(shard)
-            count = info.samples
-            if name in self.required:
-                # A rejected row has no members, so this is all that counts.
-                count = int(info.columns.get(self.required[name], {}).get("count", 0))
-            elif info.rejected:
-                count = info.samples - info.rejected
-            if count < info.samples:
-                yield count
+    def _counts(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of each shard of a dataset: its rows, and how many of them count for what the dataset holds."""
+        table = self.datasets[name].table
+        samples = table.samples[self.shards].astype(np.int64)
+        if name not in self.required:
+            return samples, samples - table.rejected[self.shards]
+        # A rejected row has no members, so this is all that counts.
+        column = table.columns.get(self.required[name])
+        return samples, np.zeros_like(samples) if column is None else np.maximum(column.count[self.shards], 0)
 
     def _shard(self, n: int) -> _Shard:
         with self._lock:
@@ -248,7 +255,7 @@ class Rows:
         return found
 
     def _load(self, n: int) -> _Shard:
-        shard = self.shards[n]
+        shard = self._name(n)
         spans = {name: members.spans(shard) for name, members in self.members.items()}
         (one, first), *others = spans.items()
         for name, other in others:
