@@ -27,6 +27,8 @@ stages:
     optimization: {warmup: 8, cooldown: 16}, resources: {cpus: 1}}
 """
 LONG = ("--vae.images-seen", "4000000")
+TWO = ("--vae.batch", "4", "--vae.resources.workers", "2", "--vae.checkpoint-every", "1000000")
+"""A training of its own on two workers, whose only checkpoint is that of its end."""
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,24 @@ def test_a_running_job_is_seen_in_dashboard_and_metrics_and_stops_when_told(head
     log = head.run("jobs", name, "--logs")
     assert "submitted again, it goes on from here" in log
     assert "Traceback" not in log
+
+
+def test_a_training_that_is_stopped_loses_no_step(head: Head):
+    """Its only checkpoint is the one that it writes when it is told; the next submission goes on there."""
+    name = re.findall(r"^job +(\S+)$", head.run("submit", "little.yaml", *LONG, *TWO), re.M)[0]
+
+    def seen() -> int:
+        """Images that this job has told of."""
+        told = re.findall(r"^vae: ([\d,]+) of 4,000,000 images", head.run("jobs", name, "--logs"), re.M)
+        return int(told[-1].replace(",", "")) if told else 0
+
+    until(lambda: seen() >= 40)
+    assert "is told to stop" in head.run("jobs", name, "--stop")
+    until(lambda: json.loads(head.run("jobs", name, "--json"))["status"] == "stopped")
+    log = head.run("jobs", name, "--logs")
+    (at,) = re.findall(r"Stopped at ([\d,]+) images, which are safe", log)
+    stopped = int(at.replace(",", ""))
+    assert stopped >= seen()
+    again = head.run("submit", "little.yaml", "--vae.images-seen", str(stopped + 40), *TWO, "--follow")
+    assert f"Continues from {at} images." in again
+    assert re.search(r"^vae: .*done in ", again, re.M)

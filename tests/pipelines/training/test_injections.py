@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import random
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from pipelines.training import loop
-from pipelines.training.config import GuardConfig
+from pipelines.training.config import DDPConfig, FSDPConfig, GuardConfig, ParallelConfig
 from pipelines.training.guard import LOOK
 from pipelines.training.job import Training
 from pipelines.training.replicas import checksum, odd
@@ -112,8 +113,17 @@ def injected(folder: Path, kind: str, seed: int, train: Training, *, world: int 
     (folder / "expected.json").write_text(json.dumps([bad, out]))
 
 
-def inject(folder: Path, cases: list[tuple[str, int]], *, steps: int = STEPS) -> None:
-    train = training(guard=GuardConfig(spike=50.0), images_seen=steps * BATCH)
+DDP = DDPConfig()
+
+
+def inject(
+    folder: Path,
+    cases: list[tuple[str, int]],
+    *,
+    steps: int = STEPS,
+    parallel: ParallelConfig = DDP,
+) -> None:
+    train = training(guard=GuardConfig(spike=50.0), images_seen=steps * BATCH, parallel=parallel)
     assert gangs.gang(2, folder / "clean", train) == [0, 0]
     for kind, seed in cases:
         injected(folder / f"{kind}-{seed}", kind, seed, train)
@@ -234,5 +244,20 @@ def test_twenty_one_injections(tmp_path: Path) -> None:
     cases = [(kind, seed) for kind in KINDS for seed in (10, 11, 12)]
     # A rollback leaves out two dozen batches: of 250 that costs more than 2 % of the loss.
     gangs.afresh(f"test_injections.inject(folder, {cases}, steps=500)", tmp_path, timeout=1400)
+    for kind, seed in cases:
+        check(tmp_path, f"{kind}-{seed}")
+
+
+def inject_sharded(folder: Path, cases: list[tuple[str, int]]) -> None:
+    importlib.import_module("torch.distributed.fsdp")  # before processes are forked
+    inject(folder, cases, steps=500, parallel=FSDPConfig())
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_harm_to_one_rank_of_a_sharded_training_is_recovered_from_by_all(tmp_path: Path) -> None:
+    """Each kind once; what one rank's weights are, all gather."""
+    cases = [(kind, seed) for seed, kind in enumerate(KINDS, start=1)]
+    gangs.afresh(f"test_injections.inject_sharded(folder, {cases})", tmp_path, timeout=1400)
     for kind, seed in cases:
         check(tmp_path, f"{kind}-{seed}")
