@@ -1,11 +1,39 @@
-"""Settings that every test shares: no telemetry, no network, quiet and small Ray."""
+"""Settings that every test shares: no telemetry, no network, quiet and small Ray, threads, and the order."""
 
 from __future__ import annotations
 
 import os
+import sys
+
+import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+THREADS = os.environ.get("OMP_NUM_THREADS")
+LONGEST = (
+    "tests/pipelines/training/test_trainer.py",
+    "tests/cluster/test_mapping.py",
+    "tests/test_end_to_end.py",
+    "tests/test_line_on_s3.py",
+)
+"""Files that are begun first, so that none of them is left for one process when the others have finished."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A stage that ran in this process has left it the threads it was given: with those of the processes
+    beside it they are more than there are cores, and what comes after takes up to nine times as long."""
+    if THREADS is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = THREADS
+    if "torch" in sys.modules and sys.modules["torch"].get_num_threads() != int(THREADS):
+        sys.modules["torch"].set_num_threads(int(THREADS))

@@ -1,6 +1,7 @@
 """A driver of its own process for tests, which can be made to die at a chosen point of its way.
 
-Imported by the fork server once, with all that stages import, so that a driver starts in no time.
+Imported once by the process that `tests.fresh` forks, with all that stages and their tests import, so that a
+driver starts in no time.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy  # noqa: F401 - imported here so that each driver finds it imported
+import numpy  # noqa: F401 - imported here so that each process finds it imported
+import PIL.Image  # noqa: F401
 import pyarrow.parquet  # noqa: F401
+import pytest  # noqa: F401
+import ray  # noqa: F401
 import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo
+import torch.distributed.fsdp
+import torch.nn.parallel
+import torch.nn.utils
 
+import pipelines.stages.generate
 import pipelines.training.loop
+import pipelines.training.tasks.autoencoder
+import pipelines.training.tasks.denoiser
+import pipelines.training.trainer
 from cluster.storage import LocalStorage, Storage
 from pipelines import config, pipeline
 

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -20,6 +19,7 @@ import pytest
 
 from cluster.storage import Storage
 from pipelines import config, pipeline
+from tests import fresh
 from tests.driver import Death, drive
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,6 @@ DEATHS = {
 }
 
 pytestmark = pytest.mark.timeout(900)  # on a machine with much else to do
-SERVER = multiprocessing.get_context("forkserver")
 
 
 def emoji(folder: Path, rows: slice) -> None:
@@ -84,8 +83,7 @@ def emoji(folder: Path, rows: slice) -> None:
 def attempt(place: Path, death: Death | None = None, *flags: str, until: str | None = None) -> int:
     """Exit code of a driver: 0, or minus the signal that ended it."""
     arguments = (str(place / "tiny.yaml"), str(place / "store"), list(flags), death, until)
-    driver = SERVER.Process(target=drive, args=arguments)
-    driver.start()
+    driver = fresh.start(drive, *arguments)
     driver.join(240)
     assert driver.exitcode is not None
     return driver.exitcode
@@ -107,10 +105,8 @@ def committed(store: Path) -> dict[Path, tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    SERVER.set_forkserver_preload(["tests.driver"])
     place = tmp_path_factory.mktemp("line")
     os.environ["LATENTMILL_CACHE"] = str(place / "cache")
-    os.environ["OMP_NUM_THREADS"] = "1"
     emoji(place / "emoji", slice(0, 1600, 25))
     (place / "tiny.yaml").write_text(RECIPE)
     return place

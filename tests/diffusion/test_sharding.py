@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +19,7 @@ from diffusion.conditioning import Conditioning
 from diffusion.config import DiTConfig, OptimizationConfig
 from diffusion.sharding import gathered, shard, sharded, whole
 from diffusion.training import TrainingState, fit
+from tests import fresh
 
 BATCH, STEPS = 10, 6
 OPTIMIZATION = OptimizationConfig(
@@ -122,8 +122,7 @@ def run(rank: int, folder: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     threads = torch.get_num_threads()
-    other = torch.multiprocessing.get_context("spawn").Process(target=run, args=(1, folder))
-    other.start()
+    other = fresh.start(run, 1, folder)
     run(0, folder)
     other.join()
     torch.set_num_threads(threads)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +20,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.losses import flow_matching
 from diffusion.times import LogitNormal
 from diffusion.training import Progress, Rival, TrainingState, fit
+from tests import fresh
 
 BATCH = 5
 OPTIMIZATION = OptimizationConfig(lr=1e-2, weight_decay=0.01, warmup=20, cooldown=30)
@@ -336,8 +336,7 @@ def test_two_ranks_with_unequal_shares_train_as_one(tmp_path: Path):
     """DDP over gloo, 3 and 2 of each 5 images: the same gradients, so the same weights, as one process."""
     alone = start()
     norms = [progress.grad_norm for progress in train(alone, 40)]
-    other = torch.multiprocessing.get_context("spawn").Process(target=_rank, args=(1, tmp_path))
-    other.start()
+    other = fresh.start(_rank, 1, tmp_path)
     _rank(0, tmp_path)
     other.join()
     for rank in range(2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests import fresh
 from tests.pipelines import several, tiny
 
 STAGE: dict[str, Any] = {"micro_batch": 4, "flips": True, "also": (8,), "precision": "bfloat16"}
 SHARDS = ("00000", "00001", "00002")
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.driver"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +58,18 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("0*"))}
 
 
-def test_any_number_of_workers_and_a_kill(processes: Any, given: Path, tmp_path: Path) -> None:
+def test_any_number_of_workers_and_a_kill(given: Path, tmp_path: Path) -> None:
     shares: dict[str, list[list[str]]] = {
         "one": [list(SHARDS)],
         "two": [["00002", "00000"], ["00001"]],
         "three": [[name] for name in SHARDS],
     }
     pool = [
-        processes.Process(target=work, args=(str(given), str(tmp_path / name), share))
+        fresh.start(work, str(given), str(tmp_path / name), share)
         for name, parts in shares.items()
         for share in parts
     ]
-    killed = processes.Process(target=work, args=(str(given), str(tmp_path / "killed"), SHARDS, "00001.tar"))
-    for process in (*pool, killed):
-        process.start()
+    killed = fresh.start(work, str(given), str(tmp_path / "killed"), SHARDS, "00001.tar")
     for process in (*pool, killed):
         process.join(60)
     assert [process.exitcode for process in pool] == [0] * len(pool)

@@ -12,8 +12,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from diffusion.config import OptimizationConfig
 from pipelines.training import loop
 from pipelines.training.job import Job, Training
 from pipelines.training.trainer import train_worker
+from tests import fresh
 
 BATCH = 8
 SAMPLES = 480
@@ -38,6 +37,8 @@ BEFORE = 10.0
 """Held-out loss of what has learnt nothing, about; a perfect one's is 0.09."""
 PAUSED, FAILED = 75, 3
 """Exit codes of a rank."""
+NAMES = ("gangs", "test_injections", "test_kills")
+"""Modules that the code which `afresh` runs knows."""
 Arrange = Callable[[int], None]
 """Called in each rank before it trains."""
 
@@ -186,20 +187,13 @@ def losses(folder: Path, rank: int) -> list[tuple[int, str]]:
 
 def afresh(code: str, folder: Path, *, timeout: float) -> None:
     """Runs `code` in a fresh process, in which `folder` is where it works."""
-    lines = [
-        "from pathlib import Path",
-        "from tests.pipelines.training import gangs, test_injections, test_kills",
-    ]
-    lines += ["gangs.import_all()", f"folder = Path({str(folder)!r})", code]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    fresh.run(_execute, code, folder, timeout=timeout)
+
+
+def _execute(code: str, folder: Path) -> None:
+    import_all()
+    names = {name: importlib.import_module(f"tests.pipelines.training.{name}") for name in NAMES}
+    exec(code, {**names, "Path": Path, "folder": folder})
 
 
 def _write_losses(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch.distributed
 
 from pipelines.training.agreement import Agreement
+from tests import fresh
 
 STEPS, WORLD = 40, 3
 WISHES = {(7, 1): ["stop"], (20, 0): ["checkpoint"], (20, 2): ["stop"], (39, 1): ["checkpoint"]}
@@ -40,10 +40,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def test_all_ranks_hear_a_wish_one_step_after_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, tmp_path)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
+    processes = [fresh.start(work, rank, tmp_path) for rank in range(WORLD)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * WORLD

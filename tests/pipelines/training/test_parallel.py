@@ -7,8 +7,6 @@ import dataclasses
 import functools
 import importlib
 import multiprocessing
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from diffusion.training import Rival, TrainingState, fit
 from pipelines.stream import TrainingStream
 from pipelines.training import parallel
 from pipelines.training.config import DDPConfig, FSDPConfig, ParallelConfig, check_parallel
+from tests import fresh
 from tests.pipelines import tiny
 from tests.pipelines.training.test_trainer import import_all
 
@@ -183,21 +182,19 @@ def gangs(folder: str, cases: dict[int, dict[str, Case]]) -> None:
         assert [process.exitcode for process in processes] == [0] * world
 
 
-def run(folder: Path, cases: str) -> Path:
-    code = f"from tests.pipelines.training import test_parallel as t; t.gangs({str(folder)!r}, t.{cases})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+def run(folder: Path, cases: dict[int, dict[str, Case]]) -> Path:
+    fresh.run(gangs, str(folder), cases, timeout=500)
     return folder
 
 
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("remains"), "CASES")
+    return run(tmp_path_factory.mktemp("remains"), CASES)
 
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("more"), "MORE")
+    return run(tmp_path_factory.mktemp("more"), MORE)
 
 
 def read(remains: Path, world: int, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
@@ -272,9 +269,7 @@ def network(**changes: Any) -> nn.Module:
 def test_who_cannot_be_sharded_is_told_what_to_do(group: Member) -> None:
     with pytest.raises(ValueError, match="2 replicas cannot share 1 workers: set `replicas`"):
         sharding.shard(network(), replicas=2)
-    with pytest.raises(
-        ValueError, match="replicas is 3, and resources.workers 4: set `replicas` to"
-    ):
+    with pytest.raises(ValueError, match="replicas is 3, and resources.workers 4: set `replicas` to"):
         check_parallel(FSDPConfig(replicas=3), Resources(workers=4))
     with pytest.raises(ValueError, match="discriminator cannot be sharded: set `parallel: {kind: ddp}`"):
         one(network(), group, rival=Rival(name="discriminator"))

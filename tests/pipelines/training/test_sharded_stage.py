@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from cluster.resources import Resources
 from diffusion.config import OptimizationConfig
 from pipelines.training.config import DDPConfig, FSDPConfig
+from tests import fresh
 from tests.pipelines import tiny
 from tests.pipelines.training.test_trainer import gang, import_all
 
@@ -63,9 +62,7 @@ def stages(folder: str) -> None:
 @pytest.mark.slow
 def test_sharded_stages_stop_and_go_on_in_any_layout(tmp_path: Path) -> None:
     """On as many workers to the same bits; on fewer that do not shard, or on more, to the same result."""
-    code = f"from tests.pipelines.training import test_sharded_stage as t; t.stages({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    fresh.run(stages, str(tmp_path), timeout=500)
     unbroken = snapshot(tmp_path / "fsdp")
     assert all(torch.equal(tensor, unbroken[n]) for n, tensor in snapshot(tmp_path / "broken").items())
     for name in ("ddp", "fewer", "more"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from pipelines.training import loop, trainer
 from pipelines.training.tasks.autoencoder import AutoencoderTask
 from pipelines.training.tasks.decoded import Grouped
 from pipelines.training.tasks.denoiser import DenoiserTask
+from tests import fresh
 from tests.pipelines import several, tiny
 from tests.pipelines.stages.making import column, made
 from tests.pipelines.training import test_trainer
@@ -189,9 +188,7 @@ def aftermath(folder: str) -> None:
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remains")
-    code = f"from tests.pipelines.training.test_sizes import aftermath; aftermath({str(folder)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    fresh.run(aftermath, str(folder), timeout=280)
     return folder
 
 

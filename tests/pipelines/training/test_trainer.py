@@ -4,7 +4,6 @@ import importlib
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from diffusion.config import OptimizationConfig
 from pipelines.models import SnapshotFolder
 from pipelines.training import loop
 from pipelines.training.tasks.denoiser import DenoiserTask
+from tests import fresh
 from tests.pipelines import tiny
 
 COOLED = OptimizationConfig(lr=3e-3, warmup=16, cooldown=32)
@@ -124,9 +124,7 @@ def aftermath(folder: str) -> None:
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remains")
-    code = f"from tests.pipelines.training.test_trainer import aftermath; aftermath({str(folder)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    fresh.run(aftermath, str(folder), timeout=280)
     return folder
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from pipelines.models import SnapshotFolder
 from pipelines.stages.train_autoencoder import TrainAutoencoder
 from pipelines.training import loop
 from pipelines.training.tasks.autoencoder import AutoencoderTask, encoding
+from tests import fresh
 from tests.pipelines import tiny
 
 FILE = "autoencoder.safetensors"
@@ -97,11 +96,7 @@ def aftermath(folder: str) -> None:
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("remains")
-    code = (
-        f"from tests.pipelines.training.tasks.test_autoencoder import aftermath; aftermath({str(folder)!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    fresh.run(aftermath, str(folder), timeout=280)
     return folder
 
 
