@@ -13,10 +13,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -230,30 +229,3 @@ def cause(errors: Mapping[int, BaseException]) -> str:
     inner = getattr(error, "_base_exc", error)
     line = next((text.strip() for text in str(inner).splitlines() if text.strip()), "")
     return f"worker {rank}: {type(inner).__name__}: {line}"
-
-
-class Torch(TorchConfig):
-    """As Ray's, but processes that are about to be killed are not asked to leave their group first: one that
-    waits for a lost one does not answer for half a minute."""
-
-    @property
-    def backend_cls(self) -> Any:
-        return _Backend
-
-
-class _Backend(TorchConfig().backend_cls):
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        pass
-
-
-class Trainer(TorchTrainer):
-    """Ray's, with `Places` for its policy."""
-
-    def __init__(self, *arguments: Any, policy: Callable[[Any], Any], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._policy = policy
-
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
-        return super()._initialize_and_run_controller(
-            **{**options, "scaling_policy": self._policy(self.scaling_config)}
-        )

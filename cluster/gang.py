@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import spare
 from cluster.keeper import Keeper
 from cluster.mailbox import GangFailed, GangPaused, GangStopped, Mailbox, Place, Reply, Report, Standing
 from cluster.pulse import Gone, Pulse
@@ -116,7 +117,8 @@ def run_gang(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from cluster.elastic import Attempts, Places, Torch, Trainer
+    from cluster.controller import Torch, Trainer
+    from cluster.elastic import Attempts, Places
 
     paused = paused or threading.Event()
     if cancelled.is_set():
@@ -137,13 +139,14 @@ def run_gang(
         os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
     if resources.memory:
         each["memory"] = resources.memory
-    if alone:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     most = resources.workers or 1
     fewest = min(resources.min_workers or most, most)
+    # What a worker's function comes from, a process can import that waits for one.
+    variables = spare.environment([worker.__module__], threads=resources.threads)
     trainer = Trainer(
         _enter,
         policy=lambda scaling: Places(scaling, mailbox=mailbox, alone=alone),
+        alone=alone,
         train_loop_config={
             "worker": worker,
             "config": config,
@@ -157,12 +160,13 @@ def run_gang(
             resources_per_worker=each,
             elastic_resize_monitor_interval_s=float(os.environ.get(GROW, "60")),
         ),
-        torch_config=Torch(
+        backend_config=Torch(
             backend="nccl" if resources.gpus else "gloo", timeout_s=int(os.environ.get(COLLECTIVE, "1800"))
         ),
         run_config=RunConfig(
             name=run,
             storage_path=storage_path,
+            worker_runtime_env={"env_vars": variables},
             # The mailbox counts, and knows what was gained between two failures.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
             callbacks=[Attempts(mailbox)],  # pyright: ignore[reportArgumentType]
@@ -274,7 +278,13 @@ def _enter(loop: dict[str, Any]) -> dict[str, Any]:
 
     rank, world = context.get_world_rank(), context.get_world_size()
     attempt = PREPARED[-1] if PREPARED else 0
+    waiting = spare.Spare()
     pulse = Pulse(send, rank=rank, attempt=attempt, world=world, leaving=_leaving)
+
+    def beat(done: int, busy: float = 0.0) -> None:
+        pulse.beat(done, busy)
+        waiting.step()
+
     member = Member(
         rank=rank,
         world=world,
@@ -282,7 +292,7 @@ def _enter(loop: dict[str, Any]) -> dict[str, Any]:
         threads=loop["threads"],
         local_rank=context.get_local_rank(),
         attempt=attempt,
-        beat=pulse.beat,
+        beat=beat,
         stopping=pulse.stopping,
         phase=pulse.phase,
     )

@@ -239,6 +239,9 @@ class RayExecutor:
         name: str,
         on_event: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
+        self.session.begin()
+        import cluster.controller  # noqa: F401  # while Ray starts, which takes longer
+
         self.session.start()
         self._tell(name, False)
 

@@ -38,8 +38,13 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Read by Ray when it is imported; what the environment says already is kept."""
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""The same where Ray is started here: nobody takes this machine away, and tells it."""
+ALONE = {
+    # Nobody takes this machine away, and tells it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Ray's own, 15, lets a dashboard and a record that start keep a training waiting that starts again.
+    "RAY_worker_niceness": "5",
+}
+"""The same where Ray is started here."""
 
 
 def packages() -> tuple[Path, ...]:
@@ -82,6 +87,8 @@ class RaySession:
         """Starts or joins Ray without waiting for it."""
         with self._lock:
             if self._thread is None:
+                for name, value in (SETTINGS | (ALONE if self.local else {})).items():
+                    os.environ.setdefault(name, value)
                 self._thread = threading.Thread(target=self._hold, name="ray session", daemon=True)
                 self._thread.start()
 
@@ -154,8 +161,6 @@ class RaySession:
             ray.shutdown()
 
     def _join(self) -> None:
-        for name, value in (SETTINGS | (ALONE if self.local else {})).items():
-            os.environ.setdefault(name, value)
         import logging
 
         import ray

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, fields
 
 from cluster.mailbox import Report, Standing
 
+SURE = 3.0
+"""Seconds for which a worker that is alone must not be heard while the mailbox answers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -73,6 +76,8 @@ class Watch:
     """Of the furthest rank."""
     _moved: float = 0.0
     _judged: bool = False
+    _unheard: float | None = None
+    """Since when a worker that is alone is known not to be heard."""
     _aside: float = 0.0
     """When a worker last did something else than steps."""
     _pace: deque[float] = field(default_factory=lambda: deque(maxlen=21))
@@ -88,7 +93,7 @@ class Watch:
         now = self.clock()
         if standing.attempt != self._attempt:
             self._attempt, self._steps, self._moved, self._judged = standing.attempt, 0, now, False
-            self._window, self._suspect, self._aside = {}, None, now
+            self._window, self._suspect, self._aside, self._unheard = {}, None, now, None
             self._pace.clear()
         if not standing.places or standing.ended:
             return None
@@ -109,8 +114,17 @@ class Watch:
     def _hung(self, standing: Standing, now: float) -> Hung | None:
         still = now - self._moved
         silent = tuple(sorted(rank for rank, age in standing.ages.items() if age > self.limits.silent))
-        # Where nobody is heard, it is the mailbox or the network: that ends by itself, or by the limit below.
-        if silent and len(silent) < len(standing.places) and still > self.limits.silent:
+        # Where nobody of several is heard, it is the mailbox or the network: that ends by itself, or by the
+        # limit below. One that is alone would end itself about now; if the mailbox stood still, it is heard
+        # again at once.
+        if len(silent) < len(standing.places) or len(silent) > 1:
+            self._unheard = None
+        elif self._unheard is None:
+            self._unheard = now
+        sure = len(silent) < len(standing.places) or (
+            self._unheard is not None and now - self._unheard > SURE
+        )
+        if silent and sure and still > self.limits.silent:
             return Hung(ranks=silent, seconds=still)
         if min(still, now - self._aside) > self._limit() or still > self.limits.slow:
             return Hung(ranks=silent if len(silent) < len(standing.places) else (), seconds=still)

@@ -106,6 +106,30 @@ def test_if_nobody_is_heard_it_is_the_line_and_not_a_worker(world: World) -> Non
     assert world.run(599, silent=range(WORLD)) == []
 
 
+def test_one_that_is_alone_and_does_not_answer_is_ended_once_that_is_sure() -> None:
+    """Ten minutes would be lost, and after a minute without an answer it ends itself anyway."""
+    now = 0.0
+    watch = Watch(limits=LIMITS, clock=lambda: now)
+
+    def look(age: float) -> Any:
+        reports = {0: Report(rank=0, attempt=0, steps=9)}
+        return watch.look(
+            Standing(attempt=0, places=PLACES[:1], reports=reports, ages={0: age}, ended=False, events=())
+        )
+
+    assert look(0.0) is None
+    now = 61.0
+    assert look(61.0) is None  # the mailbox may have stood still as well, as on a machine that slept
+    now = 62.0
+    assert look(0.5) is None  # and so it was
+    now = 123.0
+    assert look(61.5) is None
+    now = 125.0
+    assert look(63.5) is None
+    now = 126.5
+    assert look(65.0) == Hung(ranks=(0,), seconds=126.5)
+
+
 def test_a_gang_that_answers_has_ten_minutes(world: World) -> None:
     world.run(30, pace=1.0)
     assert world.run(1200) == [(600.5, Hung(ranks=(), seconds=600.5))]
