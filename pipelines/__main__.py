@@ -57,7 +57,8 @@ def commands() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit status: 2 for what the user can mend, 130 after Ctrl-C, 75 after SIGTERM."""
+    """Runs one command; its exit status: 2 for what the user can mend, 130 after Ctrl-C, 75 where
+    it is to be run again: after SIGTERM, or because its cluster has lost its head."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         return _run(given)
