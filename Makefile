@@ -24,9 +24,10 @@ quickstart: $(INSTALLED)
 
 setup: $(INSTALLED)
 
+# Tests start some hundred interpreters, which need not compile the project each; tests/conftest.py has the order.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS-1} $(BIN)/pytest -n $(JOBS) --dist loadfile \
-	  -m "not slow and not chaos and not gpu and not cluster"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS-1} env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n $(JOBS) --dist loadfile \
+	  --no-loadscope-reorder -m "not slow and not chaos and not gpu and not cluster"
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -5,6 +5,7 @@ Mistakes are gathered and told together, one line each, with the line of the fil
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from pipelines.stage import ShardStage, Stage
 RECIPES = Path(__file__).with_name("recipes")
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 RECIPE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+STAGE = "stage"
 AnyStage = ShardStage | Stage
 
 
@@ -130,20 +132,33 @@ def _validate(
 ) -> tuple[dict[str, AnyStage], dict[yaml12.Place, str]]:
     """The stages, or what pydantic says against them."""
     import pydantic
+
+    stages: dict[str, AnyStage] = {}
+    found: dict[yaml12.Place, list[str]] = {}
+    for name, kind in kinds.items():
+        try:
+            given = json.dumps({STAGE: branches[name]})
+            stages[name] = _adapter(kind).validate_json(given, strict=True)[STAGE]
+        except pydantic.ValidationError as error:
+            for one in error.errors(include_url=False):
+                place = _place((name, *one["loc"][1:]), branches, schema)
+                if place is None or any(m[: len(place)] == place[: len(m)] for m in schema.mistakes):
+                    continue
+                found.setdefault(("stages", *place), []).append(_sentence(one))
+    if found:
+        stages = {}
+    return stages, {place: " or ".join(dict.fromkeys(messages)) for place, messages in found.items()}
+
+
+@functools.cache
+def _adapter(kind: type[AnyStage]) -> Any:
+    """Judges {STAGE: a stage's tree}; made once for each kind, for it takes pydantic a tenth of a second."""
+    import pydantic
     from typing_extensions import TypedDict
 
-    Stages: Any = TypedDict("Stages", dict(kinds))  # type: ignore[misc]
-    Stages.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # the dataclasses below it inherit this
-    try:
-        return pydantic.TypeAdapter(Stages).validate_json(json.dumps(branches), strict=True), {}
-    except pydantic.ValidationError as error:
-        found: dict[yaml12.Place, list[str]] = {}
-        for one in error.errors(include_url=False):
-            place = _place(one["loc"], branches, schema)
-            known = (m for m in schema.mistakes if place is not None and m[: len(place)] == place[: len(m)])
-            if place is not None and next(known, None) is None:
-                found.setdefault(("stages", *place), []).append(_sentence(one))
-        return {}, {place: " or ".join(dict.fromkeys(messages)) for place, messages in found.items()}
+    one: Any = TypedDict("one", {STAGE: kind})  # type: ignore[misc]
+    one.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # the dataclasses below it inherit this
+    return pydantic.TypeAdapter(one)
 
 
 def _place(location: tuple[str | int, ...], tree: Any, schema: Schema) -> yaml12.Place | None:

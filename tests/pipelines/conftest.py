@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -15,11 +17,19 @@ from pipelines import tracking
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mlflow")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    code = f"import mlflow; mlflow.MlflowClient({uri!r}).search_experiments()"
-    subprocess.run([sys.executable, "-c", code], env=tracking.environment(), cwd=folder, check=True)
-    return folder / "mlflow.db"
+    """Made by whichever process of the tests asks first; the others wait for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    made = folder / "mlflow.db"
+    with (folder / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            new = tmp_path_factory.mktemp("mlflow")
+            code = f"import mlflow; mlflow.MlflowClient('sqlite:///{new}/mlflow.db').search_experiments()"
+            subprocess.run([sys.executable, "-c", code], env=tracking.environment(), cwd=new, check=True)
+            (new / "mlflow.db").replace(made)
+    return made
 
 
 @pytest.fixture
