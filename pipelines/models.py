@@ -9,125 +9,64 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Storage
 from pipelines.buckets import Size, known, main, named
-from pipelines.dataset import MANIFEST, read_manifest
+from pipelines.dataset import MANIFEST
+from pipelines.pretrained.folder import PIPELINE
+from pipelines.pretrained.reference import SCHEME
 from pipelines.prompts import asks
-from pipelines.shards import canonical
+from pipelines.snapshot import (
+    SnapshotFolder,
+    autoencoder_config,
+    guidance_config,
+    network_config,
+    sampler_config,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
-    from diffusion.autoencoders.autoencoder import Autoencoder
     from diffusion.config import GuidanceConfig, SamplerConfig
     from pipelines.embedders import TextEmbedder
     from pipelines.sampling import LatentModel
 
-SHIPPED = Path(__file__).parent / "snapshots"
-MEANING = (
-    "task",
-    "resolution",
-    "autoencoder",
-    "network",
-    "statistics",
+__all__ = [
+    "MICRO_BATCH",
+    "Generator",
+    "SnapshotFolder",
+    "autoencoder_config",
+    "find",
+    "guidance_config",
+    "latent_model",
     "latent_shape",
-    "classes",
-    "caption",
-    "text",
-    "files",
-)
-"""Fields of a snapshot's record that decide what it draws."""
-SPECIAL = ("upscaling", "objective", "sizes")
-"""More of them, of an upscaler, and of one that was trained on several sizes."""
+    "latent_sides",
+    "load",
+    "network_config",
+    "registered",
+    "sampler_config",
+    "shipped",
+]
+
+SHIPPED = Path(__file__).parent / "snapshots"
+OWN = (MANIFEST, PIPELINE)
+"""What tells that a folder is a model's."""
 MICRO_BATCH = 4
-
-
-@dataclass(frozen=True, eq=False)
-class SnapshotFolder:
-    """A finished training's weights and what is needed to use them."""
-
-    storage: Storage
-    manifest: dict[str, Any]
-
-    @staticmethod
-    def open(storage: Storage) -> SnapshotFolder:
-        """`ValueError` if the folder holds no finished snapshot, or one that was changed since."""
-        manifest = read_manifest(storage)
-        if manifest.get("kind") != "snapshot":
-            raise ValueError(f"{storage.url} is a {manifest.get('kind')}, not a snapshot.")
-        return SnapshotFolder(storage, manifest)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the training said of it."""
-        return self.manifest["snapshot"]
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self.record.get("classes") or ())
-
-    def digest(self, columns: Sequence[str] = ()) -> str:
-        """Of the weights and of how they are used; never of paths, times or how they were trained."""
-        deciding = {name: self.record.get(name) for name in MEANING}
-        deciding |= {name: self.record[name] for name in SPECIAL if name in self.record}
-        return hashlib.sha256(canonical(deciding)).hexdigest()
-
-    def read(self, name: str) -> bytes:
-        """A file of the snapshot. `ValueError` if it is missing or not the one that was written."""
-        try:
-            data = self.storage.read(name)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{self.storage.url} lacks {name}: copy the whole folder, or train again."
-            ) from error
-        if hashlib.sha256(data).hexdigest() != self.record["files"].get(name):
-            raise ValueError(
-                f"{self.storage.url}/{name} has other bytes than were written; get the snapshot again."
-            )
-        return data
-
-    def local(self) -> Path:
-        """A folder of this machine with the snapshot's files, for libraries that read folders: its own, or a
-        copy of what lies in a bucket. `ValueError` as for `read`."""
-        from pipelines import weights
-        from pipelines.places import at_hand
-
-        folder = at_hand(self.storage.url)
-        for name, digest in self.record["files"].items():
-            if not (folder / name).is_file() or weights.file_digest(folder / name) != digest:
-                raise ValueError(
-                    f"{folder / name} has other bytes than were written; get the snapshot again."
-                )
-        return folder
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Weights of a file, in fp32."""
-        from safetensors.torch import load
-
-        return {key: t.float() if t.is_floating_point() else t for key, t in load(self.read(name)).items()}
-
-    def autoencoder(self) -> Autoencoder:
-        """On the CPU, in evaluation mode."""
-        autoencoder = autoencoder_config(self.record["autoencoder"]).build()
-        autoencoder.load_state_dict(self.tensors("autoencoder.safetensors"))
-        return autoencoder.eval()
 
 
 def load(reference: str | Path, *, store: str | Path | None = None, device: str | None = None) -> Generator:
     """A model that draws.
 
     Args:
-        reference: a snapshot's folder (path or URL), the name of one that ships with the project, or a
-            registered model, `models:/name@alias` or `models:/name/3`.
-        store: whose registry is asked; `LATENTMILL_STORE` or ./store if None.
+        reference: a snapshot's folder (path or URL), the name of one that ships with the project, a
+            registered model, `models:/name@alias` or `models:/name/3`, or a whole pipeline of diffusers: a
+            folder, or `org/name@COMMIT` of the hub.
+        store: whose registry is asked, and into which a pipeline is taken; `LATENTMILL_STORE` or ./store if
+            None.
         device: of torch; a GPU if None and there is one.
 
     Raises:
@@ -163,16 +102,21 @@ def latent_model(folder: SnapshotFolder, *, device: str | None = None) -> Latent
     config = network_config(record["network"])
     text = record.get("text") or {}
     text_width, pooled_width = text.get("width"), text.get("pooled_width")
-    network = config.build(
-        channels=channels,
-        size=told["size"] if told else size,
-        classes=len(folder.classes),
-        text_width=text_width,
-        pooled_width=pooled_width,
-        low_channels=channels if told else 0,
-    )
-    inner = network.model if config.kind == "diffusers" else network
-    inner.load_state_dict(folder.tensors("denoiser.safetensors"))
+    if "adopted" in folder.manifest:
+        from pipelines.pretrained.denoiser_folder import module_of
+
+        network = config.around(module_of(folder), classes=len(folder.classes))
+    else:
+        network = config.build(
+            channels=channels,
+            size=told["size"] if told else size,
+            classes=len(folder.classes),
+            text_width=text_width,
+            pooled_width=pooled_width,
+            low_channels=channels if told else 0,
+        )
+        inner = network.model if config.kind == "diffusers" else network
+        inner.load_state_dict(folder.tensors("denoiser.safetensors"))
     network = network.to(chosen).eval().requires_grad_(False)
     return LatentModel(
         denoiser=denoiser_of(config, network),
@@ -216,16 +160,22 @@ def find(reference: str | Path, *, store: str | Path | None = None) -> SnapshotF
     text = os.fspath(reference)
     if text.startswith("models:/"):
         return SnapshotFolder.open(Storage.at(registered(text, store=store)))
-    if "/" not in text and not (Path(text) / MANIFEST).exists():
-        if text in shipped():
-            return SnapshotFolder.open(Storage.at(SHIPPED / text))
+    bare = "/" not in text and "@" not in text and not any((Path(text) / n).exists() for n in OWN)
+    if bare and text in shipped():
+        return SnapshotFolder.open(Storage.at(SHIPPED / text))
+    if bare:
         names = ", ".join(shipped()) or "none"
         raise ValueError(
             f"There is no snapshot {text!r}: give a folder, models:/name@alias, or one that ships ({names})."
         )
-    storage = Storage.at(text)
-    if not storage.exists(MANIFEST):
-        raise ValueError(f"There is no finished snapshot at {text}.")
+    storage = None if text.startswith(SCHEME) else Storage.at(text)
+    if storage is None or not storage.exists(MANIFEST):
+        from pipelines.pretrained.adoption import adopted
+
+        here = Storage.at(store or os.environ.get("LATENTMILL_STORE", "store"))
+        storage = adopted(text, here, part="pipeline", fetch=lambda done, of: None, ask=True)
+    if storage is None:
+        raise ValueError(f"There is no finished snapshot at {text}, and no pipeline of diffusers.")
     return SnapshotFolder.open(storage)
 
 
@@ -268,7 +218,7 @@ class Generator:
 
         if not self.folder.record.get("text"):
             raise ValueError("This model reads no text.")
-        return embedders.load_text(self.folder.record["text"])
+        return embedders.load_text(self.folder.text())
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -357,43 +307,3 @@ class Generator:
         """Each distinct text's embedding; the encoder is not loaded without any."""
         distinct = list(dict.fromkeys(texts))
         return dict(zip(distinct, self.embedder.encode(distinct), strict=True)) if distinct else {}
-
-
-def autoencoder_config(record: dict[str, Any]) -> Any:
-    from diffusion.config import AutoencoderConfig
-
-    return _config(AutoencoderConfig, record)
-
-
-def network_config(record: dict[str, Any]) -> Any:
-    from diffusion.config import NetworkConfig
-
-    if record.get("kind") != "diffusers":
-        return _config(NetworkConfig, record)
-    from pipelines.pretrained.denoiser_folder import network_of
-
-    return network_of({"network": record})
-
-
-def sampler_config(record: dict[str, Any]) -> Any:
-    from diffusion.config import SamplerConfig
-
-    return _config(SamplerConfig, record)
-
-
-def guidance_config(record: dict[str, Any]) -> Any:
-    from diffusion.config import GuidanceConfig
-
-    return _config(GuidanceConfig, record)
-
-
-def _config(kind: Any, record: dict[str, Any]) -> Any:
-    """The config dataclass that a manifest's JSON stands for."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind).validate_python(record)
-    except ValidationError as error:
-        raise ValueError(
-            f"This version does not know the configuration {record}: {error.errors()[0]['msg']}."
-        ) from error

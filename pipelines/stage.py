@@ -35,8 +35,9 @@ class Input:
     kind: Kind
     columns: tuple[str, ...] = ()
     """Columns of a dataset that it reads; only they enter its fingerprint. `image` is jpg, png or webp."""
-    part: Literal["autoencoder", "denoiser"] = "autoencoder"
-    """Of foreign weights that are named for a snapshot: what is taken from them."""
+    part: Literal["autoencoder", "denoiser", "pipeline"] = "autoencoder"
+    """Of foreign weights that are named for a snapshot: what is taken from them; `pipeline` is all, to draw
+    with."""
 
 
 KEEP = "keep"

@@ -27,7 +27,8 @@ class Generate:
     text: Annotated[Positional[tuple[str, ...]], shown_as("[TEXT ...]")] = ()
     """What to draw: one picture (or --count) of each."""
     model: Annotated[str, shown_as("MODEL", default="(emoji3d)")] = "emoji3d"
-    """A shipped model, a snapshot's folder or URL, RECIPE:STAGE of this store, or models:/NAME@ALIAS."""
+    """A shipped model, a snapshot's folder or URL, RECIPE:STAGE of this store, models:/NAME@ALIAS, or a whole
+    pipeline of diffusers: its folder, or org/name@COMMIT of the hub."""
     upscalers: Annotated[tuple[str, ...], shown_as("MODEL ...")] = ()
     """Models that enlarge what was drawn, one after the other."""
     level: float = 0.1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.storage import LocalStorage, Storage
 from pipelines.dataset import MANIFEST, write_manifest
 from pipelines.pretrained.autoencoder_folder import AutoencoderFolder
-from pipelines.pretrained.folder import DiffusersFolder
+from pipelines.pretrained.folder import PIPELINE, DiffusersFolder
 from pipelines.pretrained.reference import SCHEME, HubModel, hub_model, spelled
 from pipelines.runner.fingerprint import digest
 from pipelines.stage import Tell, TooMany
@@ -23,8 +23,8 @@ from pipelines.stage import Tell, TooMany
 if TYPE_CHECKING:
     pass
 
-Part = Literal["autoencoder", "denoiser"]
-"""Of a pipeline in diffusers' format."""
+Part = Literal["autoencoder", "denoiser", "pipeline"]
+"""Of a pipeline in diffusers' format; the last is all of it, which draws."""
 FOLDER = "pretrained"
 """Of the store; stands in manifests where a stage's name does."""
 REFS = "refs"
@@ -58,6 +58,8 @@ def adopted(
     if text is not None:
         return _of_hub(hub_model(text, ask=ask), store, part, fetch)
     storage = Storage.at(reference)
+    if part == "pipeline" and not storage.exists(PIPELINE):
+        return None
     if not DiffusersFolder.there(storage) and part == "autoencoder":
         return None
     return _of_folder(_folder(storage, reference, part), store, fetch)
@@ -66,6 +68,10 @@ def adopted(
 def _folder(storage: Storage, name: str, part: Part) -> DiffusersFolder:
     if part == "autoencoder":
         return AutoencoderFolder.of(storage, name)
+    if part == "pipeline":
+        from pipelines.pretrained.pipeline_folder import PipelineFolder
+
+        return PipelineFolder.of(storage, name)
     from pipelines.pretrained.denoiser_folder import DenoiserFolder
 
     return DenoiserFolder.of(storage, name)
@@ -83,8 +89,8 @@ def _of_hub(model: HubModel, store: Storage, part: Part, fetch: Tell | None) -> 
     with _LOCK:
         known = _remembered(store, mark)
         if known is None:
-            fetched = hub.autoencoder if part == "autoencoder" else hub.denoiser
-            found = _folder(fetched(model, fetch), str(model), part)
+            fetched = {"autoencoder": hub.autoencoder, "denoiser": hub.denoiser, "pipeline": hub.pipeline}
+            found = _folder(fetched[part](model, fetch), str(model), part)
             known = adopt(found, store, reference=model.reference)
             _remember(store, mark, known)
         return known

@@ -57,6 +57,12 @@ class AutoencoderFolder(DiffusersFolder):
 
     def commit(self, target: Storage) -> dict[str, Any]:
         """As ours, in the dtype that the weights have."""
+        record = self.weights_to(target)
+        target.put_if_absent(CONFIG, self.storage.read(CONFIG))
+        return {"task": "autoencoder", "class": str(self.settings.get("_class_name")), **record}
+
+    def weights_to(self, target: Storage) -> dict[str, Any]:
+        """Writes the weights alone; gives what the record of any snapshot with them says of them."""
         from diffusion.autoencoders.diffusers_format import state_from
 
         config = self.config()
@@ -65,15 +71,11 @@ class AutoencoderFolder(DiffusersFolder):
         except KeyError as error:
             raise ValueError(f"{self.name}: its weights lack {error.args[0]}: get it again.") from error
         _check(config, state, self.name)
-        sha256 = _write(state, target)
-        target.put_if_absent(CONFIG, self.storage.read(CONFIG))
         return {
-            "task": "autoencoder",
-            "class": str(self.settings.get("_class_name")),
             "autoencoder": jsonable(config),
             "resolution": self.resolution(config.factor),
             "parameters": sum(tensor.numel() for tensor in state.values()),
-            "files": {WEIGHTS: sha256},
+            "files": {WEIGHTS: _write(state, target)},
         }
 
 

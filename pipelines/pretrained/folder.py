@@ -65,10 +65,15 @@ class DiffusersFolder(ABC):
         """config.json; `ValueError` if it is none."""
         return settings(self.storage.read(CONFIG), self.name)
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All files that decide what it is."""
+        return (CONFIG, *self.files)
+
     def stamp(self) -> str | None:
         """Changes when a file does, without reading any; None where one changed so lately that another change
         might not show in its times."""
-        names = (CONFIG, *self.files)
+        names = self.read
         if not isinstance(self.storage, LocalStorage):
             found = self.storage.files()
             return _sha256([[name, *found.get(name, ())] for name in names])

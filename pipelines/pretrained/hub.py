@@ -68,6 +68,21 @@ def denoiser(model: HubModel, tell: Tell | None = None) -> Storage:
     return Storage.at(place)
 
 
+def pipeline(model: HubModel, tell: Tell | None = None) -> Storage:
+    """The same of a whole pipeline: denoiser, autoencoder, and text encoders with their tokenizers."""
+    index = _file(model, folder.PIPELINE)
+    if index is None:
+        raise ValueError(f"{model} has no {folder.PIPELINE}: name a whole pipeline, as org/name@COMMIT.")
+    place = denoiser(model, tell)
+    for part, said in folder.settings(index.read_bytes(), str(model)).items():
+        inner = dataclasses.replace(model, folder=f"{model.folder}/{part}".lstrip("/"))
+        if part == folder.PART and said[1]:
+            autoencoder(inner, tell)
+        elif part.startswith(("text_encoder", "tokenizer")) and said[1]:
+            encoder(inner)
+    return place
+
+
 def _weights(model: HubModel, tell: Tell | None) -> None:
     """Fetches them."""
     if _file(model, folder.WHOLE, tell) is None:

@@ -73,7 +73,7 @@ def locate(
     kind: Kind,
     *,
     store: Storage,
-    part: Literal["autoencoder", "denoiser"] = "autoencoder",
+    part: Literal["autoencoder", "denoiser", "pipeline"] = "autoencoder",
     fetch: Tell | None = None,
     ask: bool = False,
 ) -> Source:

@@ -34,8 +34,8 @@ class Edit(ShardStage):
     accelerated: ClassVar[bool] = True
 
     images: Annotated[str, Input("dataset", ("image", "json", "txt", "cls"))]
-    model: Annotated[str, Input("snapshot")]
-    """A train stage's, that draws by itself."""
+    model: Annotated[str, Input("snapshot", part="pipeline")]
+    """A train stage's, that draws by itself, or a whole pipeline of diffusers."""
     masks: Annotated[str | None, Input("dataset", ("image",))] = None
     """For `inpaint`: masks under the names of their images; what is bright is filled in."""
     edit: EditConfig = Inpaint()

@@ -42,7 +42,8 @@ class Generate(ShardStage):
     version: ClassVar[int] = 2
     accelerated: ClassVar[bool] = True
 
-    model: Annotated[str, Input("snapshot")]
+    model: Annotated[str, Input("snapshot", part="pipeline")]
+    """A train stage's, or the folder of a whole pipeline of diffusers, or one of the hub at a commit."""
     upscalers: Annotated[tuple[str, ...], Input("snapshot")] = ()
     """Each enlarges what the one before drew: train stages that had `low_resolution`."""
     images: Annotated[str | None, Input("dataset", ("cls",))] = None
