@@ -36,14 +36,16 @@ class Members:
         cache: ShardCache | None,
         block: int,
         files: OpenFiles,
+        shared: bool = False,
     ) -> None:
         """
         Args:
             columns: that are read of most rows.
             cache: for a remote dataset; None reads every member by itself.
             block: rows that are read one after another.
+            shared: whether a row's shared members are read with it.
         """
-        self.dataset, self.columns, self.block = dataset, tuple(columns), block
+        self.dataset, self.columns, self.block, self.shared = dataset, tuple(columns), block, shared
         self.local = isinstance(dataset.storage, LocalStorage)
         self.cache = None if self.local or isinstance(dataset, View) else cache
         self.neighbours = True
@@ -80,12 +82,14 @@ class Members:
         offset, size, digest = found
         return self._checked(spans.info, offset, size, digest, self._around(spans, n, offset, size))
 
-    def read_shared(self, spans: Spans, name: str) -> bytes:
-        """A member that rows of the shard have in common, by full name; `KeyError` if there is none."""
+    def read_shared(self, spans: Spans, n: int, name: str) -> bytes:
+        """A member that row `n` has in common with others, by full name; `KeyError` if there is none."""
         if isinstance(self.dataset, View):
             return self.dataset.read_shared(spans.info.name, name)
         offset, size, digest = spans.shared[name]
-        return self._checked(spans.info, offset, size, bytes.fromhex(digest), None)
+        return self._checked(
+            spans.info, offset, size, bytes.fromhex(digest), self._around(spans, n, offset, size)
+        )
 
     def fetch(self, spans: Spans, rows: Iterable[int]) -> None:
         """Has what `read` of these rows will take at hand, where it is remote."""
@@ -106,12 +110,13 @@ class Members:
         """Blocks are cut anew where the rows of one take much or little: the same for all who read them."""
         info = spans.info
         blocks = -(-info.samples // self.block)
-        size = sum(int(info.columns.get(column, {}).get("bytes", 0)) for column in self.columns) // blocks
+        columns = set(info.columns) - {"image"} if self.shared else set(self.columns) & set(info.columns)
+        size = sum(int(info.columns[column]["bytes"]) for column in columns) // blocks
         return blocks * max(1, min(PARTS, size // LEAST), -(-size // MOST))
 
     def _reach(self, spans: Spans, part: int) -> tuple[int, int, int]:
         rows, count = spans.info.samples, self._parts(spans)
-        return spans.reach(part * rows // count, (part + 1) * rows // count, self.columns)
+        return spans.reach(part * rows // count, (part + 1) * rows // count, self.columns, shared=self.shared)
 
     def _around(self, spans: Spans, n: int, offset: int, size: int) -> tuple[int, int] | None:
         """The range that a member of row `n` is read with: of its part's rows."""

@@ -198,11 +198,11 @@ def _write_members(
         last = row.key
         for suffix in sorted(sample.members):
             tar.add(f"{row.key}.{suffix}", sample.members[suffix], sample.digests.get(suffix))
-        for full, data in sample.shared.items():
+        for full, data in sorted(sample.shared.items()):
+            if full not in shared:  # it lies with the first that has it, so that rows are read in one go
+                tar.add(full, data)
             if shared.setdefault(full, data) != data:
                 raise ValueError(f"Two samples of a shard share {full!r} with different bytes.")
         empty = dict.fromkeys(sample.members, b"")
         rows.append((row, Sample(key=sample.key, members=empty, meta=sample.meta, reject=sample.reject)))
-    for full in sorted(shared):
-        tar.add(full, shared[full])
     return rows, set(shared)

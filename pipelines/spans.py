@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from pipelines.tar import Span
 if TYPE_CHECKING:
     import numpy as np
 
-_NONE = "0" * 64
+_NONE, _END = "0" * 64, 1 << 62
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,19 @@ class Places:
     size: np.ndarray
     digest: np.ndarray
     """sha256, uint8 [n, 32]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Among:
+    """Where shared members lie between the rows."""
+
+    starts: np.ndarray
+    """First offset of each row, or of the next one that has members; int64."""
+    spans: np.ndarray
+    """Offset and size of each, int64 [n, 2], ascending; those of the last row, behind which all lay once,
+    left out."""
+    each: int
+    """How many a row reads, by the number of their suffixes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +57,14 @@ class Spans:
     shared: dict[str, Span]
     sizes: np.ndarray | None
     """Width and height that the row's facts say, px, int32 [n, 2]; 0 where they do not."""
+    among: Among | None
+    """None without shared members."""
 
     @property
     def nbytes(self) -> int:
         """Of memory, roughly."""
         rows = len(self.rejected)
-        return rows * (1 + 48 * len(self.members) + 8) + 400 * len(self.shared) + 2000
+        return rows * (1 + 48 * len(self.members) + 16) + 416 * len(self.shared) + 2000
 
     def has(self, column: str) -> np.ndarray:
         """Which rows have it, bool; `image` is jpg, png or webp."""
@@ -69,9 +84,14 @@ class Spans:
                 return int(places.offset[n]), int(places.size[n]), places.digest[n].tobytes()
         return None
 
-    def reach(self, first: int, end: int, columns: Sequence[str]) -> tuple[int, int, int]:
-        """Of the columns of rows `first` to `end`: first offset, the one behind the last, and their bytes."""
-        low, high, total = 1 << 62, 0, 0
+    def reach(
+        self, first: int, end: int, columns: Sequence[str], *, shared: bool = False
+    ) -> tuple[int, int, int]:
+        """Of the columns of rows `first` to `end`: first offset, the one behind the last, and their bytes.
+
+        `shared`: so too of the shared members between them, of whose bytes each row reads one caption's.
+        """
+        low, high, total = _END, 0, 0
         for suffix in dict.fromkeys(suffix for column in columns for suffix in _suffixes(column)):
             places = self.members.get(suffix)
             if places is None:
@@ -82,6 +102,14 @@ class Spans:
                 low = min(low, int(offset[there].min()))
                 high = max(high, int((offset + size)[there].max()))
                 total += int(size[there].sum())
+        if shared and self.among is not None:
+            starts, spans = self.among.starts, self.among.spans
+            edges = [starts[first], starts[end] if end < len(starts) else _END]
+            i, j = spans[:, 0].searchsorted(edges).tolist()
+            if i < j:
+                low, high = min(low, int(spans[i, 0])), max(high, int(spans[j - 1].sum()))
+                read = min(1.0, (end - first) * self.among.each / (j - i))
+                total += int(spans[i:j, 1].sum() * read)
         return low, high, total
 
 
@@ -122,6 +150,7 @@ def from_index(index: ShardIndex) -> Spans:
         members=members,
         shared=dict(index.shared),
         sizes=np.array(sizes, np.int32).reshape(-1, 2) if any(map(any, sizes)) else None,
+        among=_among(members, dict(index.shared), len(index.keys)),
     )
 
 
@@ -157,14 +186,30 @@ def _read(data: bytes) -> Spans:
             ],
             axis=1,
         ).astype(np.int32)
+    shared = {name: (int(o), int(s), str(d)) for name, (o, s, d) in head["shared"].items()}
     return Spans(
         info=ShardInfo(**json.loads(said[b"latentmill.info"])),
         keys=_keys(table.column("key").to_pylist()),
         rejected=table.column("reason").combine_chunks().is_valid().to_numpy(zero_copy_only=False),
         members=members,
-        shared={name: (int(o), int(s), str(d)) for name, (o, s, d) in head["shared"].items()},
+        shared=shared,
         sizes=sizes,
+        among=_among(members, shared, len(table)),
     )
+
+
+def _among(members: Mapping[str, Places], shared: Mapping[str, Span], rows: int) -> Among | None:
+    import numpy as np
+
+    if not shared or not rows:
+        return None
+    starts = np.full(rows, _END, np.int64)
+    for places in members.values():
+        starts = np.minimum(starts, np.where(places.offset >= 0, places.offset, _END))
+    starts = np.minimum.accumulate(starts[::-1])[::-1]
+    spans = np.array(sorted(span[:2] for span in shared.values()), np.int64)
+    last = starts[starts < _END].max(initial=-1)
+    return Among(starts, spans[spans[:, 0] < last], len({name.partition(".")[2] for name in shared}))
 
 
 def _digests(digests: Sequence[str | None]) -> np.ndarray:

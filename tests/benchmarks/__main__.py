@@ -20,6 +20,7 @@ MODULES = (
     "data",
     "duplicates",
     "stream",
+    "stream_reads",
     "encoding",
     "embedding",
     "text_storage",

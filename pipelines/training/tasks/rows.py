@@ -61,6 +61,7 @@ class Rows:
         required: Mapping[str, str],
         optional: bool = False,
         reads: Mapping[str, Sequence[str]] | None = None,
+        shared: Sequence[str] = (),
         cache: CacheConfig | None = None,
         shuffle: ShuffleConfig | None = None,
         workers: int = 1,
@@ -69,6 +70,7 @@ class Rows:
         Args:
             required: dataset -> a column that each row must have.
             reads: dataset -> the columns that are read of most rows, beside those.
+            shared: datasets of which most rows' shared members are read, too.
             shuffle: how the rows are ordered, so that what is read next is fetched together.
             workers: of this machine.
         """
@@ -90,7 +92,14 @@ class Rows:
         shuffle = shuffle or ShuffleConfig()
         files = OpenFiles()
         self.members = {
-            name: Members(dataset, columns=columns[name], cache=kept, block=shuffle.block, files=files)
+            name: Members(
+                dataset,
+                columns=columns[name],
+                cache=kept,
+                block=shuffle.block,
+                files=files,
+                shared=name in shared,
+            )
             for name, dataset in self.datasets.items()
         }
         self._budget = max(memory_budget(share=INDEX_SHARE, workers=workers), INDEX_LEAST)
@@ -106,7 +115,7 @@ class Rows:
         whole = sum(
             int(dataset.table.columns[column].bytes[self.shards].sum())
             for name, dataset in self.datasets.items()
-            for column in columns[name]
+            for column in (dataset.columns if name in shared else columns[name])
             if column in dataset.table.columns
         )
         self._fits = kept is None or whole <= kept.budget
@@ -142,8 +151,8 @@ class Rows:
 
     def read_shared(self, number: int, name: str, member: str) -> bytes:
         """A member that the row's shard holds once for all its samples."""
-        shard, _ = self._row(number)
-        return self.members[name].read_shared(shard.spans[name], member)
+        shard, n = self._row(number)
+        return self.members[name].read_shared(shard.spans[name], n, member)
 
     @property
     def remote(self) -> bool:

@@ -133,6 +133,7 @@ def rows_of(stage: Train, datasets: Mapping[str, Dataset], *, split: str, **opti
         split=split,
         required={name: of for name, of in columns.items() if name in datasets},
         reads=reads,
+        shared=("text",),
         cache=stage.cache,
         shuffle=stage.shuffle,
         **options,
