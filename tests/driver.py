@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy  # noqa: F401 - imported here so that each process finds it imported
-import PIL.Image  # noqa: F401
+import PIL.ImageDraw
+import PIL.ImageFont  # noqa: F401
 import pyarrow.parquet  # noqa: F401
+import pydantic.dataclasses  # noqa: F401
 import pytest  # noqa: F401
 import ray  # noqa: F401
 import safetensors.torch  # noqa: F401
@@ -25,6 +27,8 @@ import torch.distributed.fsdp
 import torch.nn.parallel
 import torch.nn.utils
 
+import diffusion.recomputation  # noqa: F401
+import diffusion.samplers.heun  # noqa: F401
 import pipelines.stages.generate
 import pipelines.training.loop
 import pipelines.training.tasks.autoencoder

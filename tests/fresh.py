@@ -52,7 +52,10 @@ def _begin(
 ) -> None:
     os.environ.clear()
     os.environ.update({**environment, "OMP_NUM_THREADS": "1"})
-    sys.modules["torch"].set_num_threads(1)
+    torch = sys.modules["torch"]
+    torch.set_num_threads(1)
+    # The first to ask a forked torch for its pool of threads makes it anew, and two that ask at once abort.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     try:
         work(*args)
     except Exception:
