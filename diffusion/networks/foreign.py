@@ -22,7 +22,8 @@ class Foreign(nn.Module, ABC):
 
     Args:
         model: the module.
-        channels: of the latents; what it gives beyond them (a learned variance) is left out.
+        channels: of the latents; what it gives beyond them (a learned variance) is left out, and gets no
+            gradient.
         chain: timesteps of the chain that it was trained on, whose n-th (from 0) is our time (n + 1) / chain;
             None on the straight path, where it is told the time itself.
         tokens: of a caption, always so many; None where captions differ and a mask says which are there.

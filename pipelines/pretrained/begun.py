@@ -26,7 +26,13 @@ PIXELS = "identity"
 
 @dataclass(frozen=True, kw_only=True)
 class Begun(DiffusersNetwork):
-    """A network that is built with the weights of an adopted one."""
+    """A network that is built with the weights of an adopted one.
+
+    Learned variances (DiT's second half of channels) are not trained: the loss is that of what is predicted,
+    and no sampler here, nor DDIM, asks for them. Their rows of the last layer are in the snapshot as they
+    were, so that DDPM in diffusers has what it asks for; where more than adapters are trained, they read
+    what nobody taught them to.
+    """
 
     snapshot: SnapshotFolder = field(metadata={"execution": True})
     lora: LoRAConfig | None = field(default=None, metadata={"execution": True})
@@ -52,7 +58,14 @@ class Begun(DiffusersNetwork):
         """Of the snapshot: by diffusers' names, adapters merged into weights that nothing has rounded."""
         from pipelines.pretrained.lora import merged
 
-        return merged(module.model, stored(self.snapshot) if self._halved else None)
+        state = merged(module.model, stored(self.snapshot) if self._halved else None)
+        if self.variances is not None:
+            layer, rows = self.variances
+            # They have no gradient, but weight decay has shrunk them.
+            for name, before in stored(self.snapshot, only={f"{layer}.weight", f"{layer}.bias"}):
+                state[name] = state[name].detach().clone()
+                state[name][rows] = before[rows].to(state[name])
+        return state
 
     @property
     def _halved(self) -> bool:

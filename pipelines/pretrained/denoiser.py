@@ -130,6 +130,18 @@ class DiffusersNetwork:
             return int(self.settings.get("patch_size", 2))
         return 2 ** (len(self.settings.get("block_out_channels") or range(4)) - 1)
 
+    @property
+    def variances(self) -> tuple[str, list[int]] | None:
+        """The layer, and its rows, with which it tells learned variances beside what it predicts (Nichol and
+        Dhariwal, 2021, section 3.1), as DiT does; None where it tells none."""
+        told = int(self.settings.get("out_channels") or 0)
+        if self.flow or told <= self.channels:
+            return None
+        if self.name == DIT:
+            rows = range(int(self.settings.get("patch_size", 2)) ** 2 * told)
+            return "proj_out_2", [row for row in rows if row % told >= self.channels]
+        return "conv_out", list(range(self.channels, told))
+
     def path(self) -> tuple[Schedule, Preconditioning]:
         """The noise that it was trained with, and what it predicts.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.config import DiTConfig
+from diffusion.config import DiTConfig, OptimizationConfig
 from pipelines import editing, embedders
 from pipelines.models import Generator, SnapshotFolder
 from pipelines.pretrained.config import DiffusersConfig, LoRAConfig
@@ -105,6 +105,20 @@ def test_adapters_alone_learn_and_are_all_that_is_kept(lines: dict[str, Any], tm
     whole = sum(t.numel() * 4 for t in base.values())
     assert sizes
     assert max(sizes) < whole
+
+
+def test_variances_that_a_transformer_learned_are_left_as_they_were(lines: dict[str, Any], tmp_path: Path):
+    """All else of the last layer is trained, and weights decay."""
+    fast = OptimizationConfig(lr=1e-2, warmup=8, weight_decay=1.0)
+    session = tiny.session(tmp_path, lines["dit"])
+    snapshot = tiny.run(train("dit", optimization=fast, images_seen=16), session)
+    base, learned = model("dit").state_dict(), snapshot.tensors("denoiser.safetensors")
+    # Of a patch of 2 x 2 with 4 + 4 channels, which come last.
+    told = torch.arange(2 * 2 * 8) % 8 >= 4
+    for name in ("proj_out_2.weight", "proj_out_2.bias"):
+        same = (base[name].half().float() == learned[name]).reshape(len(told), -1)
+        assert same[told].all()
+        assert not same[~told].all(1).any()
 
 
 def test_a_training_is_told_by_its_weights_and_not_by_their_place():
