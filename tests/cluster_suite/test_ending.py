@@ -41,8 +41,9 @@ def command(folder: Path, *flags: str) -> subprocess.Popen[str]:
     env.pop("RAY_ADDRESS", None)
     words = [sys.executable, "-m", "tests.cluster.command", "run", str(folder / "count.yaml"), *flags]
     return subprocess.Popen(
-        words, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        words, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def steps(folder: Path) -> list[int]:
@@ -59,7 +60,10 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(folder: Path, number: in
         assert time.monotonic() < end
         time.sleep(0.2)
     told = time.monotonic()
-    run.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(run.pid, number)  # as a terminal does: all processes that were started there
+    else:
+        run.send_signal(number)
     _, said = run.communicate(timeout=300)
     print(f"\nfrom the signal to the end: {time.monotonic() - told:.1f} s")
     assert run.returncode == status, said[-3000:]
