@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -87,6 +88,9 @@ class RaySession:
         """Starts or joins Ray without waiting for it."""
         with self._lock:
             if self._thread is None:
+                # Before it is known what runs where: a cluster that was joined may take its machines away.
+                ray: Any = sys.modules.get("ray")
+                self._found = ray is not None and ray.is_initialized()
                 for name, value in (SETTINGS | (ALONE if self.local else {})).items():
                     os.environ.setdefault(name, value)
                 self._thread = threading.Thread(target=self._hold, name="ray session", daemon=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import ray
 
-from cluster.session import SHARED_STORE, RaySession
+from cluster.session import ALONE, SHARED_STORE, RaySession
 
 
 @pytest.fixture
@@ -38,6 +40,17 @@ def test_a_connection_that_is_there_is_used_and_left(joined: list[str]):
     assert (capacity.cpus, capacity.gpus, capacity.nodes) == (6.0, 2.0, ((6.0, 2.0),))
     session.close()
     assert joined == []
+
+
+def test_a_cluster_that_was_joined_before_may_still_take_its_machines_away(
+    joined: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Settings for a Ray that is started here would switch off what tells of it."""
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    session = RaySession(shared="s3://bucket/store").start()
+    assert not set(ALONE) & set(os.environ)
+    session.close()
 
 
 def test_a_folder_is_no_store_of_several_nodes(joined: list[str], monkeypatch: pytest.MonkeyPatch):
