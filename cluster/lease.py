@@ -11,12 +11,14 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.storage import Storage
 
@@ -158,8 +160,28 @@ def owner() -> bytes:
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "id": uuid.uuid4().hex,
+            **_job(),
         }
     ).encode()
+
+
+def _job() -> dict[str, str]:
+    """This driver to its Ray cluster, where it is connected to one."""
+    if "ray" not in sys.modules:
+        return {}
+    import ray
+
+    if not ray.is_initialized():
+        return {}
+    return {"cluster": _cluster(), "job": ray.get_runtime_context().get_job_id()}
+
+
+def _cluster() -> str:
+    """Another one for each start of a cluster's head that remembers nothing of the last."""
+    from ray._private import worker
+
+    connected: Any = worker.global_worker
+    return connected.gcs_client.cluster_id.hex()
 
 
 def _kernel() -> str | None:
@@ -172,9 +194,12 @@ def _kernel() -> str | None:
 
 
 def is_gone(holder: dict[str, str | int | float]) -> bool:
-    """Whether the holder was a process of this machine that has ended: then nobody needs to wait."""
+    """Whether the holder has ended, as far as this machine or a Ray cluster that both are connected to knows:
+    then nobody needs to wait."""
     import psutil
 
+    if holder and _ended(holder):
+        return True
     if not holder or not holder.get("kernel") or holder["kernel"] != _kernel():
         return False
     try:
@@ -182,4 +207,16 @@ def is_gone(holder: dict[str, str | int | float]) -> bool:
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
+        return False
+
+
+def _ended(holder: dict[str, str | int | float]) -> bool:
+    """Whether Ray has seen the end of the holder's driver; of what Ray does not know, nothing is said."""
+    try:
+        if not holder.get("job") or holder.get("cluster") != _job().get("cluster"):
+            return False
+        from ray._private.state import jobs
+
+        return any(job["JobID"] == holder["job"] and job["IsDead"] for job in jobs())
+    except Exception:
         return False

@@ -117,15 +117,24 @@ def schedule(mean: float, seconds: float, seed: int) -> list[tuple[float, str]]:
         found.append((gap, KINDS[(first + len(found)) % len(KINDS)]))
 
 
-def restarts(faults: Sequence[tuple[float, str]], attempts: Sequence[Tally]) -> dict[str, list[float]]:
-    """Seconds from a fault to the end of the first new step, by kind; of faults that hit a restart, none."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for number, (at, kind) in enumerate(faults):
-        after = [stepped(t) for t in attempts if t.started > at and "step" in t.seconds]
-        following = faults[number + 1][0] if number + 1 < len(faults) else float("inf")
-        if after and after[0] < following:
-            found[kind].append(after[0] - at)
-    return found
+@dataclass(frozen=True)
+class Outage:
+    """From a fault to the end of the first new step."""
+
+    kind: str
+    """Of the fault; of several, one after the other, where others hit the restart."""
+    seconds: float
+
+
+def outages(faults: Sequence[tuple[float, str]], attempts: Sequence[Tally]) -> list[Outage]:
+    """In their order. A fault that hits a restart makes that outage longer, and is none of its own."""
+    ends = sorted(stepped(tally) for tally in attempts if "step" in tally.seconds)
+    found: dict[float, tuple[float, list[str]]] = {}
+    for at, kind in faults:
+        end = next((end for end in ends if end > at), None)
+        if end is not None:
+            found.setdefault(end, (at, []))[1].append(kind)
+    return [Outage(" + ".join(kinds), end - at) for end, (at, kinds) in found.items()]
 
 
 def bench_faults() -> Iterator[Result]:
@@ -148,11 +157,15 @@ def bench_faults() -> Iterator[Result]:
 
 
 def judged(apart: int, faults: Sequence[tuple[float, str]], attempts: Sequence[Tally]) -> Result:
-    """What the account says, beside the model 1 - (interval / 2 + restart) / mean time between faults."""
-    found, taken = totals(attempts), restarts(faults, attempts)
-    wall = sum(found.values())
-    each = [seconds for some in taken.values() for seconds in some]
-    restart, between = statistics.mean(each), wall / len(faults)
+    """What the account says from the end of the first step on, beside the model
+    1 - (interval / 2 + outage) / mean time between outages: the first start is no fault's."""
+    found, lost = totals(attempts), outages(faults, attempts)
+    for name in ("start", "restore"):
+        found[name] -= attempts[0].seconds.get(name, 0.0)
+    wall, taken = sum(found.values()), defaultdict[str, list[float]](list)
+    for outage in lost:
+        taken[outage.kind].append(outage.seconds)
+    restart, between = statistics.mean(outage.seconds for outage in lost), wall / len(lost)
     goodput, model = found["step"] / wall, 1 - (INTERVAL / 2 + restart) / between
     kinds = ", ".join(f"{kind} {statistics.median(some):.1f} s" for kind, some in sorted(taken.items()))
     spent = ", ".join(f"{found[name] / wall:.1%} {said}" for name, said in CATEGORIES.items() if found[name])
@@ -163,7 +176,8 @@ def judged(apart: int, faults: Sequence[tuple[float, str]], attempts: Sequence[T
         target=model - 0.05,
         better="higher",
         against=f"1 - ({INTERVAL:g} s / 2 + {restart:.1f} s) / {between:.0f} s = {model:.3f}",
-        n=len(faults),
-        note=f"{wall / 60:.0f} min, {len(attempts)} attempts; restarts: {kinds}; time: {spent}",
+        n=len(lost),
+        note=f"{wall / 60:.0f} min, {len(attempts)} attempts; {len(faults)} faults; restarts: {kinds}; "
+        f"time: {spent}",
         extra={"restarts": dict(taken), "seconds": found},
     )

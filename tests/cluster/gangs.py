@@ -91,3 +91,35 @@ def check(folder: Path, steps: int) -> list[int]:
     assert all(line["seen"] == right[line["step"]] for line in lines)
     worlds = [line["world"] for line in lines]
     return [world for place, world in enumerate(worlds) if place == 0 or worlds[place - 1] != world]
+
+
+def replaced(config: Mapping[str, Any], member: Member) -> dict[str, Any]:
+    """Dies once processes wait that could take its place; the next attempt says which did.
+
+    `config`: folder.
+    """
+    import psutil
+
+    from cluster import spare
+
+    at = Path(config["folder"]) / "waiting.json"
+    if at.exists():
+        return {"waited": json.loads(at.read_text()), "taken": os.getpid()}
+    step, end = 0, time.monotonic() + 300
+    while time.monotonic() < end:
+        step += 1
+        member.beat(step)
+        time.sleep(0.1)
+        raylet = psutil.Process().parent()
+        assert raylet is not None
+        waiting = [
+            process.pid
+            for process in raylet.children()
+            if process.pid != os.getpid()
+            and "ray::IDLE" in " ".join(process.cmdline())
+            and spare.MODULES in process.environ()
+        ]
+        if waiting:
+            at.write_text(json.dumps(waiting))
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {}

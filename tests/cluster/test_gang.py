@@ -73,3 +73,13 @@ def test_a_gang_that_dies_at_the_same_step_each_time_ends_with_the_cause(
             gangs.count, config, resources=TWO, name="count", on_event=lambda event: None
         )
     assert len(list(tmp_path.glob("attempt-*-0"))) == 4
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_replaced_by_a_process_that_has_waited(session: RaySession, tmp_path: Path) -> None:
+    one, events = Resources(cpus=1, workers=1), list[dict[str, Any]]()
+    config = {"folder": str(tmp_path)}
+    told = RayExecutor(session).gang(
+        gangs.replaced, config, resources=one, name="replaced", on_event=events.append
+    )
+    assert told["taken"] in told["waited"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import lease as leases
 from cluster.lease import Lease, LeaseLost, _name
 from cluster.storage import Storage
 
@@ -83,3 +84,27 @@ def test_a_lease_is_released_when_its_block_ends_in_an_error(storage: Storage):
     with pytest.raises(KeyError), first.held():
         raise KeyError
     assert Lease(storage, patience=1000).acquire()
+
+
+def test_a_holder_whose_end_rays_cluster_has_seen_is_not_waited_for(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another machine, where its process cannot be seen."""
+    state = pytest.importorskip("ray._private.state")
+    holder, waiter = Lease(storage, patience=1e9), Lease(storage, patience=1e9)
+    monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "01"})
+    assert holder.acquire()
+    foreign(holder)
+    known = [{"JobID": "00", "IsDead": True}, {"JobID": "01", "IsDead": False}]
+    monkeypatch.setattr(state, "jobs", lambda: known)
+    monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "02"})
+    assert waiter.busy()
+    known[1]["IsDead"] = True
+    assert not waiter.busy()
+    monkeypatch.setattr(leases, "_job", lambda: {"cluster": "another", "job": "02"})
+    assert waiter.busy()  # its first job is not that one
+    monkeypatch.setattr(leases, "_job", dict)
+    assert waiter.busy()
+    monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "02"})
+    assert waiter.acquire()
+    assert waiter.number == 2

@@ -359,3 +359,17 @@ def test_what_is_kept_of_a_long_training_is_bounded(storage: Storage) -> None:
         save(kept, clock, place)
     assert len(kept._tally.marks) == account.MARKS + 1
     assert totals([kept._tally])["step"] == 198 * 2
+
+
+def test_a_fault_that_hits_a_restart_makes_that_outage_longer() -> None:
+    """As the benchmark counts them: the seconds in which nothing is trained belong to some outage each."""
+    from tests.benchmarks.faults import Outage, outages
+
+    def attempt(started: float, *, steps: float) -> Tally:
+        seconds = {"start": 3.0, "restore": 1.0} | ({"step": steps} if steps else {})
+        return Tally(target=9, lease=1, number=1, started=started, seconds=seconds)
+
+    faults = [(100.0, "killed"), (200.0, "told"), (230.0, "killed"), (300.0, "stopped")]
+    attempts = [attempt(0.0, steps=96.0), attempt(106.0, steps=90.0), attempt(210.0, steps=0.0)]
+    attempts += [attempt(240.0, steps=56.0)]  # and none after the last fault
+    assert outages(faults, attempts) == [Outage("killed", 10.0), Outage("told + killed", 44.0)]
