@@ -14,16 +14,14 @@ from dataclasses import dataclass, field, fields
 
 from cluster.mailbox import Report, Standing
 
-SURE = 3.0
-"""Seconds for which a worker that is alone must not be heard while the mailbox answers."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Each can be set in the environment: LATENTMILL_HANG_FLOOR=300, in seconds, say."""
 
     silent: float = 60.0
-    """Seconds without a sign of life of one worker, while the others live and nothing is done."""
+    """Seconds without a sign of life of one worker, while the others live and nothing is done; of one that
+    is alone, half as long again."""
     floor: float = 600.0
     """Seconds without a step after which it is a hang, at least."""
     times: float = 20.0
@@ -115,14 +113,14 @@ class Watch:
         still = now - self._moved
         silent = tuple(sorted(rank for rank, age in standing.ages.items() if age > self.limits.silent))
         # Where nobody of several is heard, it is the mailbox or the network: that ends by itself, or by the
-        # limit below. One that is alone would end itself about now; if the mailbox stood still, it is heard
-        # again at once.
+        # limit below. One that is alone would end itself about now; half as long again, as the mailbox may
+        # have stood still, and a machine may have too much to do.
         if len(silent) < len(standing.places) or len(silent) > 1:
             self._unheard = None
         elif self._unheard is None:
             self._unheard = now
         sure = len(silent) < len(standing.places) or (
-            self._unheard is not None and now - self._unheard > SURE
+            self._unheard is not None and now - self._unheard > self.limits.silent / 2
         )
         if silent and sure and still > self.limits.silent:
             return Hung(ranks=silent, seconds=still)

@@ -124,10 +124,10 @@ def test_one_that_is_alone_and_does_not_answer_is_ended_once_that_is_sure() -> N
     assert look(0.5) is None  # and so it was
     now = 123.0
     assert look(61.5) is None
-    now = 125.0
-    assert look(63.5) is None
-    now = 126.5
-    assert look(65.0) == Hung(ranks=(0,), seconds=126.5)
+    now = 152.0
+    assert look(90.5) is None
+    now = 154.0
+    assert look(92.5) == Hung(ranks=(0,), seconds=154.0)
 
 
 def test_a_gang_that_answers_has_ten_minutes(world: World) -> None:
