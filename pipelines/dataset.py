@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.storage import LocalStorage, Storage
-from pipelines.shard_table import Entries, ShardTable, cut, spelt
+from pipelines.manifest_text import Part, cut, spelt, turned
+from pipelines.shard_table import Entries, ShardTable
 from pipelines.shards import ShardError, ShardFile, ShardIndex, ShardInfo, canonical, read_index, verify_shard
 from pipelines.stage import DROPPED
 from pipelines.tar import Span
@@ -96,7 +97,7 @@ class Dataset:
         """What the manifest says of the shards, as arrays."""
         if isinstance(self.shards, ShardTable):
             return self.shards
-        return ShardTable([[shard.__dict__ for shard in self.shards]])
+        return ShardTable([Part.of([shard.__dict__ for shard in self.shards])])
 
     def digest(self, columns: Sequence[str] = ()) -> str:
         """Of what the columns hold (all if none is named): never of tars, paths or times."""
@@ -328,11 +329,10 @@ def _parsed(data: bytes, url: str) -> dict[str, Any]:
     return manifest
 
 
-def _hashed(parts: Iterable[bytes], hasher: Any) -> Iterator[list[Any]]:
+def _hashed(parts: Iterable[bytes], hasher: Any) -> Iterator[Part]:
     for n, text in enumerate(parts):
-        part = json.loads(text)
-        hasher.update((b"," if n else b"") + spelt(text, part)[1:-1])
-        yield part
+        hasher.update((b"," if n else b"") + spelt(text, functools.partial(json.loads, text))[1:-1])
+        yield turned(text)
 
 
 def _beside(manifest: Mapping[str, Any], *, before: bool) -> bytes:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import array
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from pipelines.shard_index import ShardInfo, canonical
+from pipelines.manifest_text import ABSENT, NONE, Fields, Part
+from pipelines.shard_index import ShardInfo
 
 if TYPE_CHECKING:
     import numpy as np
-
-_NONE = "0" * 64
-_TOGETHER = 1 << 18
-"""Bytes of a manifest that are objects at once."""
-_OPENS, _CLOSES, _PARTS = b'\n "shards": [\n', b"\n ]", b"\n  },\n  {"
-"""Where the list begins and ends in a manifest as it is laid out, and between two entries: a line break
-followed by so few spaces stands nowhere else."""
 
 
 class Numbers:
@@ -49,11 +42,11 @@ class Digests:
         """Those that are none, by number."""
 
     def extend(self, texts: Sequence[str]) -> None:
-        odd = [n for n, text in enumerate(texts) if len(text) != len(_NONE)]
+        odd = [n for n, text in enumerate(texts) if len(text) != len(NONE)]
         if odd:
             start = len(self.packed) // 32
             self._others |= {start + n: texts[n] for n in odd}
-            texts = [text if len(text) == len(_NONE) else _NONE for text in texts]
+            texts = [text if len(text) == len(NONE) else NONE for text in texts]
         self.packed += bytes.fromhex("".join(texts))
 
     def __getitem__(self, n: int) -> str:
@@ -66,12 +59,12 @@ class Column:
     def __init__(self, before: int) -> None:
         """`before`: shards so far, none of which has it."""
         self._count, self._bytes, self.digest = Numbers("i"), Numbers("q"), Digests()
-        self.extend([{}] * before)
+        self.extend({what: [value] * before for what, value in ABSENT.items()})
 
-    def extend(self, said: Sequence[Mapping[str, Any]]) -> None:
-        self._count.extend(one.get("count", -1) for one in said)
-        self._bytes.extend(one.get("bytes", 0) for one in said)
-        self.digest.extend([one.get("digest", _NONE) for one in said])
+    def extend(self, said: Fields) -> None:
+        self._count.extend(said["count"])
+        self._bytes.extend(said["bytes"])
+        self.digest.extend(said["digest"])
 
     @property
     def count(self) -> np.ndarray:
@@ -87,7 +80,7 @@ class Column:
 class ShardTable(Sequence[ShardInfo]):
     """Entries of a manifest in their order: 140 bytes each, and an object while it is asked for."""
 
-    def __init__(self, parts: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(self, parts: Iterable[Part]) -> None:
         """
         Args:
             parts: the entries, a few at a time.
@@ -102,24 +95,22 @@ class ShardTable(Sequence[ShardInfo]):
         split, samples, rejected, size = Numbers("i"), Numbers("i"), Numbers("i"), Numbers("q")
         names, count = [np.empty(0, "S1")], 0
         for part in parts:
-            names.append(np.array([entry["name"].encode() for entry in part], "S"))
-            for name in {entry["split"]: None for entry in part}:
-                if name not in self._splits:
-                    self._splits.append(name)
-            split.extend(self._splits.index(entry["split"]) for entry in part)
-            samples.extend(entry["samples"] for entry in part)
-            rejected.extend(entry["rejected"] for entry in part)
-            size.extend(entry["bytes"] for entry in part)
-            self.sha256.extend([entry["sha256"] for entry in part])
-            self.indexes.extend([entry.get("index", "") for entry in part])
-            reasons = ((n, entry.get("reasons")) for n, entry in enumerate(part, count))
-            self._reasons |= {n: dict(said) for n, said in reasons if said}
-            held = [entry.get("columns", {}) for entry in part]
-            for name in dict.fromkeys([*self.columns, *itertools.chain.from_iterable(held)]):
+            fields = part.fields
+            names.append(np.array([name.encode() for name in fields["name"]], "S"))
+            self._splits += [name for name in dict.fromkeys(fields["split"]) if name not in self._splits]
+            numbers = {name: n for n, name in enumerate(self._splits)}
+            split.extend([numbers[name] for name in fields["split"]])
+            for held, name in ((samples, "samples"), (rejected, "rejected"), (size, "bytes")):
+                held.extend(fields[name])
+            self.sha256.extend(fields["sha256"])
+            self.indexes.extend(fields["index"])
+            self._reasons |= {n: dict(said) for n, said in enumerate(fields["reasons"], count) if said}
+            absent = {what: [value] * part.length for what, value in ABSENT.items()}
+            for name in dict.fromkeys([*self.columns, *part.columns]):
                 if name not in self.columns:
                     self.columns[name] = Column(count)
-                self.columns[name].extend([of.get(name, {}) for of in held])
-            count += len(part)
+                self.columns[name].extend(part.columns.get(name, absent))
+            count += part.length
         self.names = np.concatenate(names)
         """UTF-8."""
         self.split, self.samples, self.rejected = split.all, samples.all, rejected.all
@@ -222,29 +213,3 @@ class Entries(Sequence[Mapping[str, Any]]):
     def __getitem__(self, n: slice) -> list[Mapping[str, Any]]: ...
     def __getitem__(self, n: int | slice) -> Mapping[str, Any] | list[Mapping[str, Any]]:
         return [one.__dict__ for one in self.table[n]] if isinstance(n, slice) else self.table[n].__dict__
-
-
-def cut(data: bytes) -> tuple[bytes, Iterator[bytes]] | None:
-    """A manifest's text without its shards, and their entries' text, a few at a time; None if it is not laid
-    out as `write_manifest` does."""
-    start = data.find(_OPENS)
-    end = data.find(_CLOSES, start)
-    if start < 0 or end < 0:
-        return None
-
-    def parts(at: int) -> Iterator[bytes]:
-        while at < end:
-            stop = data.find(_PARTS, at + _TOGETHER, end)
-            stop = end if stop < 0 else stop + _PARTS.index(b",")
-            yield b"[\n" + data[at:stop] + b"]"
-            at = stop + 1
-
-    return data[:start] + b'\n "shards": []' + data[end + len(_CLOSES) :], parts(start + len(_OPENS))
-
-
-def spelt(text: bytes, value: Any) -> bytes:
-    """`canonical` of what an indented text says, in a third of the time; the text's own bytes but for blanks
-    between words, so that what was written otherwise is told by its digest."""
-    if b'\\"' in text:  # then a quote is not the end of a word for sure
-        return canonical(value)
-    return b"".join(map(bytes.lstrip, text.split(b"\n"))).replace(b'": ', b'":')

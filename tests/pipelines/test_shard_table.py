@@ -13,8 +13,9 @@ import pytest
 from cluster.storage import Storage
 from pipelines import dataset as module
 from pipelines.dataset import Dataset, describe, lined_up, read_manifest, write_manifest
-from pipelines.shard_index import ShardInfo
-from pipelines.shard_table import Entries, ShardTable, cut
+from pipelines.manifest_text import Part, cut, spelt, turned
+from pipelines.shard_index import ShardInfo, canonical
+from pipelines.shard_table import Entries, ShardTable
 from pipelines.shards import ShardError
 
 
@@ -52,9 +53,23 @@ def infos(seed: int, count: int) -> list[ShardInfo]:
     return found
 
 
-def parts(given: list[ShardInfo], size: int) -> list[list[dict[str, object]]]:
+def same_lines(given: list[ShardInfo], chance: random.Random) -> list[ShardInfo]:
+    """The same with the same columns, and names that look like lines."""
+    columns = {name: {"count": 7, "bytes": 9, "digest": "e" * 64} for name in ("a.npy", "ä: {", "b\n }")}
+    return [
+        dataclasses.replace(
+            info,
+            name=chance.choice([info.name, "},", "name: ", "  }"]),
+            reasons={},
+            columns={name: {**of, "count": chance.randint(0, 1)} for name, of in columns.items()},
+        )
+        for info in given
+    ]
+
+
+def parts(given: list[ShardInfo], size: int) -> list[Part]:
     whole = [dataclasses.asdict(info) for info in given]
-    return [whole[n : n + size] for n in range(0, len(whole), size)]
+    return [Part.of(whole[n : n + size]) for n in range(0, len(whole), size)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -88,7 +103,7 @@ def test_names_are_found_in_any_order() -> None:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every manifest is read as a large one is, a few entries at a time."""
     monkeypatch.setattr(module, "_LARGE", 0)
-    monkeypatch.setattr("pipelines.shard_table._TOGETHER", 500)
+    monkeypatch.setattr("pipelines.manifest_text._TOGETHER", 500)
 
 
 FIELDS = {"stage": "s", "statistics": {"shards": [1, {"sha256": "x"}]}, "zoo": "\n ]", "classes": ["ä"]}
@@ -102,7 +117,7 @@ def test_a_large_manifest_is_the_same_dataset(
     written = write_manifest(storage, describe(infos(5, count), **FIELDS))
     plain = Dataset.open(storage)
     monkeypatch.setattr(module, "_LARGE", 0)
-    monkeypatch.setattr("pipelines.shard_table._TOGETHER", 500)
+    monkeypatch.setattr("pipelines.manifest_text._TOGETHER", 500)
     found = Dataset.open(storage)
     assert isinstance(found.shards, ShardTable) is (count > 0)
     assert list(found.shards) == list(plain.shards)
@@ -116,10 +131,12 @@ def test_a_large_manifest_is_the_same_dataset(
     lined_up({"a": found, "b": plain})
 
 
-def test_no_byte_of_a_large_manifest_changes_unseen(tmp_path: Path, large: None) -> None:
-    storage = Storage.at(tmp_path)
-    write_manifest(storage, describe(infos(6, 12), **FIELDS))
-    whole, chance = (tmp_path / "manifest.json").read_bytes(), random.Random(0)
+@pytest.mark.parametrize("alike", [True, False])
+def test_no_byte_of_a_large_manifest_changes_unseen(tmp_path: Path, large: None, alike: bool) -> None:
+    storage, chance = Storage.at(tmp_path), random.Random(0)
+    given = infos(6, 12)
+    write_manifest(storage, describe(same_lines(given, chance) if alike else given, **FIELDS))
+    whole = (tmp_path / "manifest.json").read_bytes()
     right = json.loads(whole)
     for _ in range(150):
         place = chance.randrange(len(whole))
@@ -157,9 +174,26 @@ def test_memory_is_below_150_bytes_a_shard() -> None:
         "name": "000000", "split": "train", "samples": 10_000, "rejected": 0, "bytes": 163_840_000,
         "sha256": "b" * 64, "reasons": {}, "columns": column, "index": "c" * 64,
     }  # fmt: skip
-    table = ShardTable([[entry] * 1000] * 3)
+    table = ShardTable([Part.of([entry] * 1000)] * 3)
     assert table.nbytes < 150 * 3000
     assert np.unique(table.samples).tolist() == [10_000]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 25])
+def test_lines_say_what_objects_say(alike: bool, count: int) -> None:
+    """Of entries that have the same lines, and of those that have not."""
+    chance = random.Random(count)
+    given = infos(count, count)
+    if alike:
+        given = same_lines(given, chance)
+    entries = json.loads(canonical([dataclasses.asdict(info) for info in given]))
+    text = json.dumps({"shards": entries}, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    found = cut(text)
+    assert found is not None
+    (whole,) = found[1]
+    assert list(ShardTable([turned(whole)])) == given
+    assert spelt(whole, lambda: entries) == canonical(entries)
 
 
 def test_what_is_laid_out_otherwise_is_not_cut() -> None:
