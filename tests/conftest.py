@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,6 +15,22 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+MEMORY = Path("/dev/shm")
+NEEDED = 6 * 2**30
+
+
+def roomy() -> bool:
+    """Whether there is a file system in memory, with room, from which tests may also execute."""
+    if not MEMORY.is_dir():
+        return False
+    at = os.statvfs(MEMORY)
+    free = min(at.f_bavail * at.f_frsize, psutil.virtual_memory().available)
+    return free > NEEDED and not at.f_flag & os.ST_NOEXEC
+
+
+if roomy():  # some forty thousand files are written through to the disk, at milliseconds each
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 THREADS = os.environ.get("OMP_NUM_THREADS")
 LONGEST = (

@@ -27,7 +27,7 @@ import torch.distributed.fsdp
 import torch.nn.parallel
 import torch.nn.utils
 
-import diffusion.recomputation  # noqa: F401
+import diffusion.recomputation
 import diffusion.samplers.heun  # noqa: F401
 import pipelines.stages.generate
 import pipelines.training.loop

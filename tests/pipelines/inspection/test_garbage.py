@@ -247,7 +247,7 @@ def test_races_of_a_run_and_a_sweep(tmp_path: Path, turns: int) -> None:
         mine = turn % 2  # the other one is in use, and this one garbage
         failures: list[BaseException] = []
 
-        def run(recipe: ToyRecipe = recipes[mine], wait: float = chance.uniform(0, 0.04)) -> None:
+        def run(recipe: ToyRecipe = recipes[mine], wait: float = chance.uniform(0, 0.08)) -> None:
             time.sleep(wait)
             try:
                 world.run(recipe, patience=0.5)
