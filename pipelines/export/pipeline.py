@@ -14,6 +14,7 @@ from pipelines.pretrained.denoiser import DIT, FLUX, PLAIN, SD3, UNET, Diffusers
 from pipelines.pretrained.denoiser_folder import SCHEDULER, SCHEDULING, network_of
 from pipelines.pretrained.folder import CONFIG, PART, PIPELINE, WHOLE
 from pipelines.pretrained.lora import FILE as LORA
+from pipelines.pretrained.text_encoders import called_so, read_by
 
 if TYPE_CHECKING:
     from pipelines.models import SnapshotFolder
@@ -28,7 +29,8 @@ class Exported:
     pipeline: str
     """diffusers' class that loads it."""
     lacking: tuple[str, ...]
-    """Parts that are not in it: text encoders that are not at hand, and their tokenizers."""
+    """Parts that are not in it: text encoders that are not at hand, or were called otherwise than the
+    pipeline does, and their tokenizers."""
     settings: Mapping[str, Any]
     """model_index.json."""
 
@@ -39,7 +41,8 @@ def exportable(snapshot: SnapshotFolder) -> bool:
 
 
 def write(snapshot: SnapshotFolder, out: Path) -> Exported:
-    """Writes denoiser, autoencoder, scheduler, and text encoders where they are at hand.
+    """Writes denoiser, autoencoder, scheduler, and text encoders where they are at hand and were called as
+    the pipeline calls them: every caption filled up, and of SDXL and SD3 the layer before the last.
 
     The scheduler's steps are evenly spaced, as those of our samplers.
 
@@ -47,6 +50,8 @@ def write(snapshot: SnapshotFolder, out: Path) -> Exported:
         ValueError: `out` is in use, or diffusers has no such pipeline or autoencoder.
     """
     record = snapshot.record
+    if "adopted" in snapshot.manifest:
+        raise ValueError(f"{snapshot.storage.url} came as a pipeline of diffusers: use that one's folder.")
     network = network_of(record)
     name, part = _pipeline(network, record), "transformer" if network.transformer else "unet"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -62,8 +67,8 @@ def write(snapshot: SnapshotFolder, out: Path) -> Exported:
     (out / part / WHOLE).write_bytes(snapshot.read("denoiser.safetensors"))
     if LORA in record["files"]:
         (out / LORA).write_bytes(snapshot.read(LORA))
-    index |= _encoders(network, record.get("text") or {}, out)
-    index |= _more(network, snapshot.classes)
+    index |= _encoders(network, snapshot.text(), out)
+    index |= _more(network, record)
     _json(out / PIPELINE, index)
     lacking = tuple(k for k, v in index.items() if v == NONE and k.startswith(("text_encoder", "tokenizer")))
     return Exported(pipeline=name, lacking=lacking, settings=index)
@@ -114,17 +119,17 @@ def _scaling(network: DiffusersNetwork, record: Mapping[str, Any]) -> dict[str, 
 
 
 def _encoders(network: DiffusersNetwork, text: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Text encoders and tokenizers, copied from where the embed stage had them."""
+    """Text encoders and tokenizers, copied from where the embed stage had them; none where it called them
+    otherwise than the pipeline will."""
     from pipelines.places import at_hand
 
-    counts = {UNET: 2 if network.sized else 1, SD3: 3, FLUX: 2}
-    encoders = list(text.get("encoders") or ([text] if text else []))
+    same = called_so(network, text)
+    encoders = list(text.get("encoders") or [text])
     index: dict[str, Any] = {}
-    for n in range(counts.get(network.name, 0)):
-        behind = f"_{n + 1}" if n else ""
+    for n, behind in enumerate(read_by(network)):
         index[f"text_encoder{behind}"] = index[f"tokenizer{behind}"] = NONE
-        said = encoders[n] if n < len(encoders) else {}
-        if said.get("kind") != "transformers" or not said.get("path"):
+        said = encoders[n] if same else {}
+        if not said.get("path"):
             continue
         folder = at_hand(said["path"])
         words = at_hand(said["tokenizer"]) if said.get("tokenizer") else folder
@@ -145,19 +150,20 @@ def _encoders(network: DiffusersNetwork, text: Mapping[str, Any], out: Path) -> 
     return index
 
 
-def _more(network: DiffusersNetwork, classes: list[str]) -> dict[str, Any]:
+def _more(network: DiffusersNetwork, record: Mapping[str, Any]) -> dict[str, Any]:
     """What else the pipelines' indices say."""
     match network.name:
         case "UNet2DConditionModel" if network.sized:
             absent = {"image_encoder": NONE, "feature_extractor": NONE}
-            return {**absent, "force_zeros_for_empty_prompt": network.zeros}
+            # As it was trained, which need not be as the one that it began with was.
+            return {**absent, "force_zeros_for_empty_prompt": record.get("null") != "encoded"}
         case "UNet2DConditionModel":
             absent = {"safety_checker": NONE, "image_encoder": NONE, "feature_extractor": NONE}
             return {**absent, "requires_safety_checker": False}
         case "SD3Transformer2DModel" | "FluxTransformer2DModel":
             return {"image_encoder": NONE, "feature_extractor": NONE}
         case "DiTTransformer2DModel":
-            return {"id2label": {str(n): name for n, name in enumerate(classes)}}
+            return {"id2label": {str(n): name for n, name in enumerate(record.get("classes") or ())}}
         case _:
             return {}
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.storage import Storage
 from pipelines.pretrained.autoencoder_folder import RESOLUTION, WEIGHTS, AutoencoderFolder
@@ -16,18 +16,10 @@ from pipelines.pretrained.denoiser import DIT, FLUX, PLAIN, SD3, UNET, Diffusers
 from pipelines.pretrained.denoiser_folder import DenoiserFolder
 from pipelines.pretrained.folder import PART, PIPELINE, DiffusersFolder, settings
 from pipelines.pretrained.hub import ENCODER
+from pipelines.pretrained.text_encoders import SDXL, called, kind_of, read_by
 from pipelines.shards import canonical
 from pipelines.stage import jsonable
 
-if TYPE_CHECKING:
-    from pipelines.embedders import TextEmbedderConfig
-
-CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
-SDXL = "SDXL"
-READ = {UNET: (CLIP,), SDXL: (CLIP, PROJECTED), SD3: (PROJECTED, PROJECTED, T5), FLUX: (CLIP, T5)}
-"""Classes of the text encoders that a denoiser is drawn with, in the order of their folders."""
-TOKENS = {SD3: 256, FLUX: 512}
-"""That T5 makes of a caption, as the pipelines have it by default; a CLIP makes 77."""
 SCALES = {UNET: 7.5, SDXL: 5.0, DIT: 4.0, SD3: 7.0, FLUX: 1.0, PLAIN: 1.0}
 """Guidance, as the pipelines have it by default. FLUX is told of its own in another way."""
 STEPS, DISTILLED = 28, 4
@@ -62,7 +54,11 @@ class PipelineFolder(DiffusersFolder):
             storage=storage, name=name, files=(), denoiser=denoiser, autoencoder=vae, index=index
         )
         found.check()
-        folders = [f"{word}{behind}/" for behind in found._behind for word in ("text_encoder", "tokenizer")]
+        folders = [
+            f"{word}{behind}/"
+            for behind in read_by(denoiser.network)
+            for word in ("text_encoder", "tokenizer")
+        ]
         files = [
             file
             for folder in folders
@@ -86,22 +82,22 @@ class PipelineFolder(DiffusersFolder):
         return [str(names.get(str(n), n)) for n in range(self.network.classes)]
 
     def check(self) -> None:
-        kind = str(self.index.get("_class_name"))
-        for behind, wanted in zip(self._behind, self._read, strict=True):
+        kind, reads = str(self.index.get("_class_name")), read_by(self.network)
+        for behind, wanted in reads.items():
             found = _part(self.index, f"text_encoder{behind}")
             if found != wanted:
                 told = f"is a {found}" if found else "is not there"
                 raise ValueError(
                     f"{self.name} is a {kind} whose text_encoder{behind} {told}, and is not drawn with: "
-                    f"{self.network.name} is supported with {', '.join(self._read)}."
+                    f"{self.network.name} is supported with {', '.join(reads.values())}."
                 )
-        known = {"text_encoder", *(f"text_encoder{behind}" for behind in self._behind)}
-        more = [key for key in self.index if key.startswith(("text_encoder", "vqvae")) and key not in known]
-        more = [key for key in more if _part(self.index, key)] or [
-            key for key in known if not self._behind and _part(self.index, key)
+        known = {f"text_encoder{behind}" for behind in reads}
+        foreign = [
+            key for key in self.index if key.startswith(("text_encoder", "vqvae")) and key not in known
         ]
-        if more:
-            raise ValueError(f"{self.name} is a {kind} with a {more[0]}, which is not supported.")
+        more = next((key for key in foreign if _part(self.index, key)), None)
+        if more is not None:
+            raise ValueError(f"{self.name} is a {kind} with a {more}, which is not supported.")
         made = 3 if self.autoencoder is None else self.autoencoder.config().latent_channels
         if made != self.network.channels:
             raise ValueError(
@@ -173,18 +169,6 @@ class PipelineFolder(DiffusersFolder):
         }
 
     @property
-    def _kind(self) -> str:
-        return SDXL if self.network.sized else self.network.name
-
-    @property
-    def _read(self) -> tuple[str, ...]:
-        return READ.get(self._kind, ())
-
-    @property
-    def _behind(self) -> list[str]:
-        return [f"_{n + 1}" if n else "" for n in range(len(self._read))]
-
-    @property
     def _factor(self) -> int:
         return 1 if self.autoencoder is None else self.autoencoder.config().factor
 
@@ -201,34 +185,12 @@ class PipelineFolder(DiffusersFolder):
     def _own(self) -> dict[str, str]:
         return super().digests()
 
-    def _encoders(self, place: str) -> TextEmbedderConfig | None:
-        """The text encoders as the pipeline calls them, in folders of `place`."""
-        from pipelines.embedders import Several, Transformer
-
-        kind = self._kind
-        encoders = tuple(
-            Transformer(
-                path=f"{place}text_encoder{behind}",
-                tokenizer=f"{place}tokenizer{behind}",
-                max_tokens=TOKENS[kind] if of == T5 else 77,
-                # SDXL and SD3 read a CLIP's layer before the last.
-                layer=-2 if of != T5 and kind in (SDXL, SD3) else -1,
-                pooled="mean" if of == T5 else "own",
-                padded=True,
-            )
-            for behind, of in zip(self._behind, self._read, strict=True)
-        )
-        if len(encoders) < 2:
-            return next(iter(encoders), None)
-        join: Any = {SDXL: "channels", SD3: "tokens", FLUX: "last"}[kind]
-        return Several(encoders=encoders, join=join)
-
     def _text(self) -> dict[str, Any] | None:
         """What the snapshot says of its texts; the encoders' folders are those within it."""
         from pipelines.embedders.storing import kept_empty
         from pipelines.places import at_hand
 
-        there, within = self._encoders(f"{at_hand(self.storage.url)}/"), self._encoders("")
+        there, within = (called(self.network, p) for p in (f"{at_hand(self.storage.url)}/", ""))
         if there is None or within is None:
             return None
         encoder = there.build(micro_batch=MICRO_BATCH)
@@ -255,7 +217,7 @@ class PipelineFolder(DiffusersFolder):
         few = self.network.name == FLUX and not self.network.settings.get("guidance_embeds")
         return {
             "sampler": jsonable(EulerConfig(steps=DISTILLED if few else STEPS, shift=self._shift())),
-            "guidance": jsonable(GuidanceConfig(scale=SCALES[self._kind])),
+            "guidance": jsonable(GuidanceConfig(scale=SCALES[kind_of(self.network)])),
         }
 
     def _shift(self) -> float:
