@@ -25,7 +25,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from cluster import spare
 
 ASKED: set[tuple[str, str]] = set()
-"""Ray's jobs and the runtime environments of which this process has asked for workers' processes."""
+"""Addresses of Ray and the runtime environments of which this process has asked for workers' processes."""
 
 
 class Trainer(DataParallelTrainer):
@@ -66,7 +66,7 @@ class Trainer(DataParallelTrainer):
         if spare.HOOK not in variables or not spare.wanted():
             return
         runtime = RuntimeEnv(env_vars=get_env_vars_to_propagate() | variables).serialize()
-        asked = (ray.get_runtime_context().get_job_id(), runtime)
+        asked = (ray.get_runtime_context().gcs_address, runtime)
         if asked in ASKED:  # an earlier gang has left its spare ones
             return
         ASKED.add(asked)

@@ -142,7 +142,7 @@ def run_gang(
     most = resources.workers or 1
     fewest = min(resources.min_workers or most, most)
     # What a worker's function comes from, a process can import that waits for one.
-    variables = spare.environment([worker.__module__], threads=resources.threads)
+    variables = spare.environment([worker.__module__], threads=resources.threads, gpus=bool(resources.gpus))
     trainer = Trainer(
         _enter,
         policy=lambda scaling: Places(scaling, mailbox=mailbox, alone=alone),

@@ -42,6 +42,8 @@ SETTINGS = {
 ALONE = {
     # Nobody takes this machine away, and tells it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # What Ray Train tells its controller, which finds it in its environment here.
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
     # Ray's own, 15, lets a dashboard and a record that start keep a training waiting that starts again.
     "RAY_worker_niceness": "5",
 }

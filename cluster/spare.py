@@ -22,8 +22,10 @@ MODULES = "LATENTMILL_SPARE_MODULES"
 """Names of what a worker's process imports before it is needed, with commas between."""
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Ray's, of what a process calls before it takes work."""
-ALWAYS = ("torch", "torch.distributed", "torch._dynamo", "ray.train", "ray.train.torch")
-"""Optimizers import `torch._dynamo` though nothing is compiled."""
+ALWAYS = ("torch", "torch.distributed", "ray.train", "ray.train.torch")
+UNSEEN = ("torch._dynamo",)
+"""Imported by every optimizer, though nothing is compiled; but where there are GPUs, nothing that might look
+at them is imported before Ray has said which of them are the worker's."""
 STEPS = 3
 """After so many a training is under way, and a process that starts beside it no longer keeps it waiting."""
 KEPT = 30 * 86_400
@@ -32,14 +34,14 @@ ANSWER = 10.0
 """Seconds that a machine has to take the request."""
 
 
-def environment(modules: Sequence[str], *, threads: int) -> dict[str, str]:
+def environment(modules: Sequence[str], *, threads: int, gpus: bool = False) -> dict[str, str]:
     """Variables of a worker's process; a spare one waits for those with the same ones.
 
     None where Ray has been told to call something else in each process.
     """
     if HOOK in os.environ:
         return {}
-    names = ",".join((*ALWAYS, *modules))
+    names = ",".join((*ALWAYS, *(() if gpus else UNSEEN), *modules))
     # What is imported before Ray says how many CPUs it has would take all of them.
     return {HOOK: f"{__name__}.ready", MODULES: names, "OMP_NUM_THREADS": str(threads)}
 
