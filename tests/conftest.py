@@ -33,11 +33,23 @@ if roomy():  # some forty thousand files are written through to the disk, at mil
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 THREADS = os.environ.get("OMP_NUM_THREADS")
-LONGEST = (
-    "tests/pipelines/training/test_trainer.py",
-    "tests/cluster/test_mapping.py",
-    "tests/test_end_to_end.py",
-    "tests/test_line_on_s3.py",
+LONGEST = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "pipelines/training/test_trainer",
+        "cluster/test_mapping",
+        "test_end_to_end",
+        "test_line_on_s3",
+        "pipelines/training/test_parallel",
+        "pipelines/training/test_kills",
+        "pipelines/training/test_injections",
+        "pipelines/test_tracking",
+        "pipelines/stages/test_promote",
+        "pipelines/stages/test_judge",
+        "pipelines/test_upscaler",
+        "pipelines/stages/test_edit",
+        "pipelines/inspection/test_garbage",
+    )
 )
 """Files that are begun first, so that none of them is left for one process when the others have finished."""
 

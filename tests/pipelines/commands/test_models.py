@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,27 +20,41 @@ def test_ages_in_words() -> None:
     assert [age(s) for s in (5, 90, 720, 5 * 3600, 3 * 86400)] == ["5 s", "90 s", "12 min", "5 h", "3 days"]
 
 
-@pytest.fixture
-def registry(mlflow_store: Storage, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def foxes(store: Storage) -> Registry:
     """Three versions of a fox: the second is champion after the first, and has scores and a picture."""
-    monkeypatch.setenv("LATENTMILL_STORE", mlflow_store.url)
-    monkeypatch.setenv("COLUMNS", "140")
-    registry = Registry.of(mlflow_store)
-    versions = [registered(registry, snapshot(mlflow_store, n)) for n in (1, 2, 3)]
+    registry = Registry.of(store)
+    versions = [registered(registry, snapshot(store, n)) for n in (1, 2, 3)]
     registry.promote(versions[0], by="promote", why="the first")
     registry.promote(versions[1], by="promote", why="a gain of 14.2 (9.0 to 19.1)")
     buffer = io.BytesIO()
     Image.new("RGB", (16, 8), (200, 30, 30)).save(buffer, format="PNG")
-    drawn = mlflow_store.folder("promote").folder("x")
+    drawn = store.folder("promote").folder("x")
     drawn.replace("candidate.png", buffer.getvalue())
     scores = {"kid": "83.1", "kid_low": "77.4", "kid_high": "89.8", "kid_name": "KID-EffLite0"}
     registry.note(versions[1], **scores, images_seen="150016", picture=f"{drawn.url}/candidate.png")
     return registry
 
 
-def test_versions_with_their_scores_and_aliases(
-    registry: Registry, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def shared(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """For those that only look."""
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        foxes(Storage.at(folder))
+    return Storage.at(folder)
+
+
+@pytest.fixture
+def registry(shared: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("LATENTMILL_STORE", shared.url)
+    monkeypatch.setenv("COLUMNS", "140")
+
+
+@pytest.mark.usefixtures("registry")
+def test_versions_with_their_scores_and_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "fox  3 versions"
@@ -55,8 +70,9 @@ def test_versions_with_their_scores_and_aliases(
     assert "a gain of 14.2 (9.0 to 19.1)" in whole
 
 
+@pytest.mark.usefixtures("registry")
 def test_pictures_are_shown_where_the_terminal_has_colours(
-    registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rich.console import Console
 
@@ -69,7 +85,11 @@ def test_pictures_are_shown_where_the_terminal_has_colours(
     assert consoles.console().color_system is None
 
 
-def test_back_and_forth_by_hand(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_back_and_forth_by_hand(
+    mlflow_store: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTMILL_STORE", mlflow_store.url)
+    registry = foxes(mlflow_store)
     assert main(["models", "fox", "--rollback", "--because", "it draws cats"]) == 0
     assert "fox: version 1 is champion again, in place of 2." in capsys.readouterr().out
     assert registry.resolve("models:/fox/2").tags["rolled_back_why"] == "it draws cats"
@@ -93,9 +113,8 @@ def test_back_and_forth_by_hand(registry: Registry, capsys: pytest.CaptureFixtur
         (["fox", "--rollback", "--store", "nowhere"], "fox has no champion: "),
     ],
 )
-def test_a_mistake_is_one_line(
-    registry: Registry, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("registry")
+def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", *arguments]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"latentmill: {line}")
