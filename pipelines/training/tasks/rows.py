@@ -182,21 +182,25 @@ class Rows:
         if not buckets.known(self.datasets[name].manifest.get("statistics", {})):
             return {}
         self._alone()  # a row's neighbours are of other sizes, and come at other times
-        found: dict[Size, list[np.ndarray]] = {}
-        for n in range(len(self.shards)):
-            numbers = np.arange(self.starts[n], self.starts[n + 1], dtype=np.int64)
-            if not len(numbers):
-                continue
-            shard = self._shard(n)
-            sizes = np.zeros((len(numbers), 2), np.int64)
+
+        def sizes(n: int) -> np.ndarray:
+            """Of a shard's rows that count, int32 [rows, 2]."""
+            shard, start = self._shard(n), int(self.starts[n])
+            found = np.zeros((len(shard), 2), np.int32)
             said = shard.spans[name].sizes
             if said is not None:
-                sizes[:] = said if shard.rows is None else said[shard.rows]
-            for row in np.flatnonzero(~sizes.all(1)).tolist():
-                sizes[row] = look(int(numbers[row]))
-            for size in np.unique(sizes, axis=0).tolist():
-                mine = numbers[(sizes == size).all(1)]
-                found.setdefault((size[0], size[1]), []).append(mine)
+                found[:] = said if shard.rows is None else said[shard.rows]
+            for row in np.flatnonzero(~found.all(1)).tolist():
+                found[row] = look(start + row)
+            return found
+
+        filled = np.flatnonzero(np.diff(self.starts)).tolist()
+        found: dict[Size, list[np.ndarray]] = {}
+        with ThreadPoolExecutor(READERS) as pool:
+            for n, of in zip(filled, pool.map(sizes, filled), strict=True):
+                for size in np.unique(of, axis=0).tolist():
+                    mine = self.starts[n] + np.flatnonzero((of == size).all(1))
+                    found.setdefault((size[0], size[1]), []).append(mine)
         return {size: np.concatenate(found[size]) for size in buckets.ordered(found)}
 
     def _alone(self) -> None:
@@ -229,8 +233,7 @@ class Rows:
         self._partial = lacking > 0
         unknown = np.flatnonzero(lacking > 1).tolist()
         with ThreadPoolExecutor(READERS) as pool:
-            for n, shard in zip(unknown, pool.map(self._shard, unknown), strict=True):
-                counts[n] = len(shard)
+            counts[unknown] = list(pool.map(lambda n: len(self._shard(n)), unknown))
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
     def _counts(self, name: str) -> tuple[np.ndarray, np.ndarray]:
