@@ -221,7 +221,7 @@ def test_the_record_is_in_mlflow(story: Story):
     (whole,) = [run for run in runs if run.data.tags.get("mlflow.parentRunId") is None]
     assert whole.info.status == "FINISHED"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == whole.info.run_id]
-    assert sorted(run.info.run_name for run in children) == sorted(STAGES)
+    assert sorted(str(run.info.run_name) for run in children) == sorted(STAGES)
     assert {run.info.status for run in children} == {"FINISHED"}
     (model,) = [run for run in children if run.info.run_name == "model"]
     history = client.get_metric_history(model.info.run_id, "loss")
