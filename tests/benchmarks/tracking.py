@@ -6,7 +6,6 @@ STEPS and PAIRS in the environment make it shorter, to see that it works.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import socket
 import statistics
@@ -19,10 +18,9 @@ from typing import Any
 from cluster.storage import Storage
 from tests.benchmarks.ratios import PAIRS, interleaved
 from tests.benchmarks.results import Result
-from tests.benchmarks.training import line
+from tests.benchmarks.training import STEPS, line, shortened
 from tests.pipelines import tiny
 
-STEPS = int(os.environ.get("STEPS", "400"))
 AWAY = ("refusing", "silent")
 """Nothing listens, or nothing answers what is sent."""
 
@@ -68,8 +66,8 @@ def wall(how: str, stage: Any, inputs: Any) -> float:
 
 def bench_mlflow_down() -> Iterator[Result]:
     """The quickstart's denoiser, MLflow away for all of the run, over the same with MLflow there, in turn."""
-    planned = next(stage for stage in line().stages if stage.name == "model")
-    stage = dataclasses.replace(planned.stage, images_seen=STEPS * planned.stage.batch)
+    planned = line()["model"]
+    stage = shortened(planned.stage)
     inputs = planned.open()
     for how in AWAY:
         away, there = interleaved(
