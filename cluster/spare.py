@@ -37,7 +37,7 @@ ANSWER = 10.0
 def environment(modules: Sequence[str], *, threads: int, gpus: bool = False) -> dict[str, str]:
     """Variables of a worker's process; a spare one waits for those with the same ones.
 
-    None where Ray has been told to call something else in each process.
+    Empty where Ray has been told to call something else in each process.
     """
     if HOOK in os.environ:
         return {}

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cluster.storage import Storage
 from diffusion import randomness
 from diffusion.config import EulerConfig
-from pipelines import editing, models
+from pipelines import config, editing, models, pictures
+from pipelines.__main__ import main
+from pipelines.dataset import Dataset
+from pipelines.pipeline import run
 from pipelines.pretrained.adoption import adopted
 from tests.pipelines.pretrained.tiny_pipelines import CLASSES, FACTOR, SIDE, drawn, pipeline
 
@@ -83,6 +87,44 @@ def test_it_edits(tmp_path: Path):
     (same,) = editor.edit([image], editing.ImageToImage(strength=0.0), prompts=["snow"], sampler=sampler)
     (other,) = editor.edit([image], editing.ImageToImage(strength=1.0), prompts=["fox"], sampler=sampler)
     assert not np.array_equal(same.image, other.image)
+
+
+def test_a_command_and_a_recipe_draw_and_edit_with_it(tmp_path: Path):
+    pipeline("sd1", tmp_path)
+    given = ["--model", str(tmp_path / "sd"), "--seed", str(SEED), "--steps", "2", "--guidance", "3"]
+    places = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    assert main(["generate", *PROMPTS, *given, *places, "--json"]) == 0
+    (first, second) = (np.asarray(Image.open(file)) for file in sorted((tmp_path / "out").glob("*.png")))
+    assert first.shape == (SIDE * FACTOR, SIDE * FACTOR, 3)
+    assert not np.array_equal(first, second)
+
+    drawing = {"prompts": PROMPTS, "count": 2, "seed": SEED, "sampler": {"kind": "euler", "steps": 2}}
+    drawing |= {"stage": "generate", "model": "./sd", "guidance": {"scale": 3.0}}
+    again = {"stage": "edit", "images": "pictures", "model": "./sd", "sampler": {"kind": "euler", "steps": 2}}
+    again |= {"edit": {"kind": "image_to_image", "strength": 1.0}}
+    text = json.dumps({"name": "foreign", "stages": {"pictures": drawing, "again": again}})
+    recipe = config.parse(text, name="foreign.yaml", folder=tmp_path)
+    done = run(recipe, Storage.at(tmp_path / "store"), executor="inline", record=False).plan
+    (drawn_again, edited) = (dataset(done[name].folder) for name in ("pictures", "again"))
+    by_prompt = {said["prompt"]: image.astype(int) for said, image in drawn_again}
+    assert set(by_prompt) == set(PROMPTS)
+    # The same seed and index, but another batch.
+    assert np.abs(by_prompt[PROMPTS[0]] - first).max() <= 1
+    assert len(edited) == 2
+    for (_, one), (_, other) in zip(drawn_again, edited, strict=True):
+        assert one.shape == other.shape == first.shape
+        assert not np.array_equal(one, other)
+
+
+def dataset(storage: Storage | None) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """What is said of each image, and its pixels."""
+    assert storage is not None
+    opened = Dataset.open(storage)
+    return [
+        (json.loads(record.members["json"]), np.asarray(pictures.decode(record.members["image"])))
+        for shard in opened.shards
+        for record in opened.read(shard.name, columns=("image", "json"))
+    ]
 
 
 def _index(folder: Path, **changes: Any) -> None:
