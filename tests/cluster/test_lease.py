@@ -90,13 +90,12 @@ def test_a_holder_whose_end_rays_cluster_has_seen_is_not_waited_for(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From another machine, where its process cannot be seen."""
-    state = pytest.importorskip("ray._private.state")
     holder, waiter = Lease(storage, patience=1e9), Lease(storage, patience=1e9)
     monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "01"})
     assert holder.acquire()
     foreign(holder)
     known = [{"JobID": "00", "IsDead": True}, {"JobID": "01", "IsDead": False}]
-    monkeypatch.setattr(state, "jobs", lambda: known)
+    monkeypatch.setattr("ray._private.state.jobs", lambda: known)
     monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "02"})
     assert waiter.busy()
     known[1]["IsDead"] = True

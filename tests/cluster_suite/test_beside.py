@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_end_to_end import emoji
+from tests.cluster_suite.place import begun, placed
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1500)]
-ROOT = Path(__file__).parents[2]
 SEEN = 1600
 RECIPE = f"""
 name: beside
@@ -39,23 +34,15 @@ stages:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    # Ray's sockets lie in it, and their names may have 107 characters at most.
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        emoji(Path(folder) / "emoji", slice(0, 1600, 33))
-        (Path(folder) / "beside.yaml").write_text(RECIPE)
-        yield Path(folder)
+    with placed(RECIPE, every=33) as folder:
+        yield folder
 
 
 def latentmill(place: Path, store: str, *words: str) -> str:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "LATENTMILL_", "MLFLOW_"))}
-    own = {"RAY_TMPDIR": str(place), "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
-    own["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "pipelines", "run", "beside.yaml", "--store", store, *words]
-    done = subprocess.run(
-        command, env={**kept, **own}, cwd=place, capture_output=True, text=True, timeout=700
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    run = begun(place, "--store", store, *words)
+    said, _ = run.communicate(timeout=700)
+    assert run.returncode == 0, said[-3000:]
+    return said
 
 
 def events(store: Path) -> list[dict[str, Any]]:

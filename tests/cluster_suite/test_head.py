@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,11 +26,10 @@ from cluster.head import RAY_WAITS
 from cluster.storage import Storage
 from pipelines.training import checkpoints
 from tests.cluster import gangs
+from tests.cluster_suite.place import begun, placed
 from tests.cluster_suite.test_losses import QUICK, Machines, await_steps, drive, steps_of
-from tests.test_end_to_end import emoji
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1500)]
-ROOT = Path(__file__).parents[2]
 BATCH = 8
 RECIPE = """
 name: little
@@ -47,25 +44,8 @@ stages:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    # Ray's sockets lie in it, and their names may have 107 characters at most.
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        emoji(Path(folder) / "emoji", slice(0, 1600, 40))
-        (Path(folder) / "little.yaml").write_text(RECIPE)
-        yield Path(folder)
-
-
-def environment(place: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "LATENTMILL_", "MLFLOW_"))}
-    own = {"LATENTMILL_STORE": str(place / "store"), "RAY_TMPDIR": str(place), "RAY_worker_niceness": "0"}
-    return {**kept, **own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
-
-
-def latentmill(place: Path, *words: str, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines", "run", "little.yaml", *words]
-    said = subprocess.STDOUT
-    return subprocess.Popen(
-        command, env=environment(place, **more), cwd=place, stdout=subprocess.PIPE, stderr=said, text=True
-    )
+    with placed(RECIPE, every=40) as folder:
+        yield folder
 
 
 def events(place: Path) -> list[dict[str, Any]]:
@@ -121,7 +101,7 @@ def ends_and_goes_on(place: Path, run: subprocess.Popen[str], head: str) -> None
     last = [line for line in said.splitlines() if line.strip()][-1]
     assert re.fullmatch(
         rf"latentmill: the head of the Ray cluster, {head}, answers no more: stopped; "
-        r"`latentmill run little\.yaml` goes on from here\.",
+        r"`latentmill run recipe\.yaml` goes on from here\.",
         last,
     )
     assert "Traceback" not in said
@@ -133,14 +113,14 @@ def ends_and_goes_on(place: Path, run: subprocess.Popen[str], head: str) -> None
     assert events(place)[-1]["kind"] in ("run_end", "stage_end")
 
     words = ("--vae.images-seen", str(safe + 20 * BATCH), "--vae.resources.workers", "1")
-    again = latentmill(place, *words, "--executor", "inline")
+    again = begun(place, *words, "--executor", "inline")
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said[-3000:]
     assert f"Continues from {safe:,} images." in said
 
 
 def test_a_head_of_its_own(place: Path) -> None:
-    run = latentmill(place)
+    run = begun(place)
     await_training(place, run)
     control_store(psutil.Process(run.pid).children(recursive=True)).kill()
     ends_and_goes_on(place, run, "which was started here")
@@ -165,7 +145,7 @@ def head(place: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 def test_a_head_that_was_joined(place: Path) -> None:
     with head(place) as (address, store):
-        run = latentmill(place, RAY_ADDRESS=address)
+        run = begun(place, RAY_ADDRESS=address)
         await_training(place, run)
         store.kill()
         ends_and_goes_on(place, run, f"at {re.escape(address)}")
@@ -189,11 +169,11 @@ def test_a_machine_with_the_head_and_the_driver(tmp_path: Path) -> None:
             driver.kill()
             kill(machines.cluster.head_node)
             driver.wait()
-            begun = time.monotonic()
+            since = time.monotonic()
             while any(psutil.pid_exists(pid) for pid in pids):
-                assert time.monotonic() - begun < 180, "workers of a cluster without a head are still there"
+                assert time.monotonic() - since < 180, "workers of a cluster without a head are still there"
                 time.sleep(0.2)
-            print(f"\nthe workers ended {time.monotonic() - begun:.1f} s after their head")
+            print(f"\nthe workers ended {time.monotonic() - since:.1f} s after their head")
         finally:
             for node in nodes:
                 kill(node)
