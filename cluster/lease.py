@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.head import reached
 from cluster.storage import Storage
 
 RELEASED = b"released"
@@ -198,10 +199,10 @@ def is_gone(holder: dict[str, str | int | float]) -> bool:
     then nobody needs to wait."""
     import psutil
 
-    if holder and _ended(holder):
-        return True
-    if not holder or not holder.get("kernel") or holder["kernel"] != _kernel():
+    if not holder:
         return False
+    if not holder.get("kernel") or holder["kernel"] != _kernel():
+        return _ended(holder)
     try:
         return psutil.Process(int(holder["pid"])).create_time() != holder["started"]
     except psutil.NoSuchProcess:
@@ -215,8 +216,11 @@ def _ended(holder: dict[str, str | int | float]) -> bool:
     try:
         if not holder.get("job") or holder.get("cluster") != _job().get("cluster"):
             return False
+        import ray
         from ray._private.state import jobs
 
+        if not reached(ray.get_runtime_context().gcs_address):
+            return False  # Ray would ask it for a minute, and then end this process
         return any(job["JobID"] == holder["job"] and job["IsDead"] for job in jobs())
     except Exception:
         return False

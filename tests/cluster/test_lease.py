@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,9 @@ def test_a_holder_whose_end_rays_cluster_has_seen_is_not_waited_for(
     foreign(holder)
     known = [{"JobID": "00", "IsDead": True}, {"JobID": "01", "IsDead": False}]
     monkeypatch.setattr("ray._private.state.jobs", lambda: known)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="head:1"))
+    heads = {"head:1"}
+    monkeypatch.setattr(leases, "reached", heads.__contains__)
     monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "02"})
     assert waiter.busy()
     known[1]["IsDead"] = True
@@ -105,5 +109,18 @@ def test_a_holder_whose_end_rays_cluster_has_seen_is_not_waited_for(
     monkeypatch.setattr(leases, "_job", dict)
     assert waiter.busy()
     monkeypatch.setattr(leases, "_job", lambda: {"cluster": "c", "job": "02"})
+    heads.clear()
+    assert waiter.busy()  # Ray is not asked once its head is away: it would end the process
+    heads.add("head:1")
     assert waiter.acquire()
     assert waiter.number == 2
+
+
+def test_a_holder_on_this_machine_is_judged_without_ray(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster whose head is away may not be asked while its driver lets go."""
+    monkeypatch.setattr(leases, "_ended", lambda holder: pytest.fail("Ray was asked"))
+    holder, waiter = Lease(storage, patience=1e9), Lease(storage, patience=1e9)
+    assert holder.acquire()
+    assert waiter.busy()
